@@ -1,0 +1,121 @@
+"""`grpo_fast::fused_loss`: the loss of packed rows, with the gradients of everything it was asked for.
+
+One custom op, opaque to torch.compile, whose autograd only scales what the op has made. Suffixes as in sweeps.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from grpo_fast.config import options_from_json
+from grpo_fast.ops import flops
+from grpo_fast.ops.head import Head, HeadWeights
+from grpo_fast.ops.policy_loss import PolicyRows, couples_sequences
+from grpo_fast.ops.scored_rows import select_rows
+from grpo_fast.ops.sweeps import Sweeps
+from grpo_fast.types import MAXIMA, MINIMA, SUMS
+
+GRADS = ("hidden", "weight", "bias", "lora_a", "lora_b")
+FIRST_GRAD, WORK = 5, 10
+
+
+@torch.library.custom_op("grpo_fast::fused_loss", mutates_args=())
+def fused_loss(
+    hidden: Tensor,  # [M, H]
+    weight: Tensor,  # [V, H]
+    bias: Tensor | None,  # [V]
+    lora_a: Tensor | None,  # [r, H]
+    lora_b: Tensor | None,  # [V, r]
+    targets: Tensor,  # [M] int64
+    cu_seqlens: Tensor,  # [S + 1]
+    advantages: Tensor,  # [S] or [M]
+    mask: Tensor | None,  # [M]
+    old_logps: Tensor | None,  # [M]
+    ref_logps: Tensor | None,  # [M]
+    sampler_logps: Tensor | None,  # [M]
+    truncated: Tensor | None,  # [S] bool
+    num_items: Tensor | None,  # scalar
+    options: str,  # LossOptions.to_json()
+    entropy_coef: float,
+    lora_scale: float,
+    wants: list[bool],  # which of GRADS to make
+    compact: bool,
+    dtype: torch.dtype,  # of the products
+    chunk_bytes: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    o = options_from_json(options)
+    per_token = len(advantages) == len(hidden) and len(advantages) != len(cu_seqlens) - 1
+    coupled = couples_sequences(o, old_logps is None, sampler_logps is not None, per_token)
+    if not coupled and o.importance_sampling_level == "sequence":
+        o = replace(o, importance_sampling_level="token")  # on policy both have the same gradient
+    with torch.autocast(hidden.device.type, enabled=False):
+        scored = select_rows(
+            o, len(hidden), cu_seqlens, mask, advantages, truncated, num_items, hidden.device, coupled, compact
+        )
+        rows = PolicyRows(
+            scored.advantages, scored.weights, scored.lengths, scored.tokens, scored.pick(old_logps),
+            scored.pick(ref_logps), scored.pick(sampler_logps),
+        )  # fmt: skip
+        head_weights = HeadWeights(weight, bias, lora_a, lora_b, lora_scale, o.temperature, o.softcap or 0.0)
+        head = Head(head_weights, dtype, chunk_bytes, backend)
+        sweeps = Sweeps(o, head, hidden, targets, scored, rows, entropy_coef, coupled, wants, backend)
+        sweeps.run()
+        loss, metrics = sweeps.results()
+        live = torch.ones_like(sweeps.logps, dtype=torch.bool) if scored.mask is None else scored.mask.clone()
+        grads = [
+            hidden.new_empty(0) if grad is None else grad.to(like.dtype)
+            for grad, like in zip((sweeps.grad_hidden, *sweeps.grads.tensors()), _parameters(hidden, head_weights), strict=True)
+        ]
+    spread = sweeps.spread
+    return (loss, spread(sweeps.logps), spread(sweeps.entropy), spread(live), metrics, *grads, flops.work_tensor(head.flop))  # type: ignore[return-value]
+
+
+def _parameters(hidden: Tensor, w: HeadWeights) -> tuple[Tensor, ...]:
+    return tuple(hidden if x is None else x for x in (hidden, w.weight, w.bias, w.lora_a, w.lora_b))
+
+
+@fused_loss.register_fake
+def _(hidden, weight, bias, lora_a, lora_b, targets, cu_seqlens, advantages, mask, old_logps, ref_logps, sampler_logps,
+      truncated, num_items, options, entropy_coef, lora_scale, wants, compact, dtype, chunk_bytes, backend):  # fmt: skip
+    m, wide = hidden.shape[0], torch.float64 if dtype == torch.float64 else torch.float32
+    rows = hidden.new_empty(m, dtype=wide)
+    grads = [
+        torch.empty_like(x) if want and x is not None else hidden.new_empty(0)
+        for want, x in zip(wants, (hidden, weight, bias, lora_a, lora_b), strict=True)
+    ]
+    metrics = hidden.new_empty(len(SUMS) + len(MINIMA) + len(MAXIMA), dtype=torch.float32)
+    work = torch.empty((), dtype=torch.int64, device="cpu")
+    return (hidden.new_empty((), dtype=wide), rows, torch.empty_like(rows), torch.empty_like(rows, dtype=torch.bool),
+            metrics, *grads, work)  # fmt: skip
+
+
+def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    ctx.set_materialize_grads(False)
+    ctx.wants = inputs[17]
+    ctx.save_for_backward(*(grad for grad, want in zip(output[FIRST_GRAD:WORK], ctx.wants, strict=True) if want))
+
+
+def _backward(ctx, grad_loss, *_):  # type: ignore[no-untyped-def]
+    saved = iter(ctx.saved_tensors)
+    grads = [next(saved) if want else None for want in ctx.wants]
+    if grad_loss is not None:
+        grads = [None if grad is None else scaled(grad, grad_loss) for grad in grads]
+    else:
+        grads = [None] * len(grads)
+    return (*grads, *(None for _ in range(17)))
+
+
+def scaled(grad: Tensor, factor: Tensor) -> Tensor:
+    """grad * factor; in place where the graph is not kept, so that no second copy of dW is made."""
+    factor = factor.to(grad.dtype) if grad.dtype == torch.float64 else factor
+    if torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph():
+        return (grad * factor).to(grad.dtype)
+    return grad.mul_(factor)
+
+
+fused_loss.register_autograd(_backward, setup_context=_setup_context)
+flops.count_work_of(torch.ops.grpo_fast.fused_loss, WORK)

@@ -1,0 +1,226 @@
+"""The language-model head over chunks of rows: GEMM 1 with the row pass, then the two gradient products.
+
+One chunk holds the unit gradient rows E' (ops/rows.py), so that with v = -g * inv_temp / s
+
+    dH = diag(v) (E' @ W)      dW += E'^T @ diag(v) H      db += E'^T v
+
+Nothing of size N * V outlives a chunk. bf16 products on CUDA run in bf16 with fp32 accumulation and fp32 results; a
+CPU has no such product, and fp16 cannot hold E', so there the weights are widened, a block of the vocabulary at a time.
+Suffixes: N rows, n rows of one chunk, H hidden, V vocabulary, r LoRA rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from grpo_fast.ops.backends import choose
+from grpo_fast.ops.rows import exp_rows, grad_rows, stats_rows
+from grpo_fast.rowstats import RowStats
+
+CPU_CHUNK_BYTES = 512 << 20
+CUDA_SHARE = 32  # of the device's memory: 2.3 GB of 80, 4.4 of 141
+WIDEN_BYTES = 32 << 20
+CUDA_ROW_MULTIPLE = 128
+CPU_ROW_MULTIPLE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class HeadWeights:
+    weight: Tensor  # [V, H]
+    bias: Tensor | None = None  # [V]
+    lora_a: Tensor | None = None  # [r, H]
+    lora_b: Tensor | None = None  # [V, r]
+    lora_scale: float = 1.0
+    temperature: float = 1.0
+    softcap: float = 0.0  # 0: none
+
+
+@dataclass(slots=True)
+class HeadGrads:
+    """Gradients to fill; None where nobody wants one."""
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    lora_a: Tensor | None = None
+    lora_b: Tensor | None = None
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.weight, self.bias, self.lora_a, self.lora_b
+
+
+@dataclass(slots=True)
+class Chunk:
+    """What GEMM 1 left of one chunk: E' (or the logits, under `raw`) and the rows' statistics."""
+
+    rows: Tensor  # [n, V]
+    stats: RowStats
+    targets: Tensor  # [n], -1 where not scored
+
+
+def default_chunk_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory // CUDA_SHARE
+    return CPU_CHUNK_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """In which dtypes a device computes the products of a given dtype."""
+
+    wide: torch.dtype  # of logits and accumulators
+    rows: torch.dtype  # of E'
+    widen: bool  # operands are widened, a block of the vocabulary at a time
+    multiple: int  # rows of a chunk are a multiple of it
+
+    def chunk_rows(self, v: int, h: int, chunk_bytes: int) -> int:
+        """Rows whose logits, unit gradients, hidden copies and products fit the budget."""
+        logits = v * (self.wide.itemsize + (0 if self.rows == self.wide else self.rows.itemsize))
+        spare = chunk_bytes - (WIDEN_BYTES if self.widen else 0)
+        n = max(1, spare // (logits + 3 * h * self.wide.itemsize))
+        return n // self.multiple * self.multiple if n > self.multiple else n
+
+
+def layout(device: torch.device, dtype: torch.dtype) -> Layout:
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    widen = dtype == torch.float16 or (device.type == "cpu" and dtype != wide)
+    return Layout(wide, wide if widen else dtype, widen, CUDA_ROW_MULTIPLE if device.type == "cuda" else CPU_ROW_MULTIPLE)
+
+
+class Head:
+    """One sweep's worth of products with one head. `flop` counts every large product as it runs."""
+
+    def __init__(self, weights: HeadWeights, dtype: torch.dtype, chunk_bytes: int, backend: str) -> None:
+        w = weights.weight
+        self.weights, self.dtype, self.flop = weights, dtype, 0
+        self.inv_temp = 1.0 / weights.temperature
+        self.backend = choose("row_pass", w.device, dtype, backend)
+        self.layout = layout(w.device, dtype)
+        self.wide, self.row_dtype = self.layout.wide, self.layout.rows
+        self.v, self.h = w.shape
+        self._w = None if self.layout.widen else w.to(dtype)
+        self._scratch: Tensor | None = None
+        self.chunk_rows = self.layout.chunk_rows(self.v, self.h, chunk_bytes)
+
+    def chunks(self, n: int) -> Iterator[slice]:
+        """Even chunks that cover n rows."""
+        if n:
+            size = -(-n // -(-n // self.chunk_rows))
+            size = min(self.chunk_rows, -(-size // self.layout.multiple) * self.layout.multiple)
+            for start in range(0, n, size):
+                yield slice(start, min(start + size, n))
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """The weight in the dtype of the products: whole, or in widened blocks of the vocabulary."""
+        if self._w is not None:
+            yield slice(0, self.v), self._w
+            return
+        step = max(1, WIDEN_BYTES // (self.h * self.wide.itemsize))
+        for start in range(0, self.v, step):
+            part = slice(start, min(start + step, self.v))
+            yield part, self.weights.weight[part].to(self.dtype).to(self.wide)
+
+    def _mm(self, a: Tensor, b: Tensor, out: Tensor, accumulate: bool = False) -> None:
+        """out (+)= a @ b, in fp32 (fp64 for fp64 operands), whatever the operands."""
+        self.flop += 2 * a.shape[0] * a.shape[1] * b.shape[1]
+        if a.dtype == out.dtype:
+            torch.addmm(out, a, b, out=out) if accumulate else torch.mm(a, b, out=out)
+        elif accumulate:
+            torch.addmm(out, a, b, out_dtype=out.dtype, out=out)  # type: ignore[call-overload]
+        else:
+            torch.mm(a, b, out_dtype=out.dtype, out=out)  # type: ignore[call-overload]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """GEMM 1: [n, V] fp32 in the scratch that the chunks share."""
+        n, lora = len(hidden), self.weights.lora_a
+        if self._scratch is None or len(self._scratch) < n:
+            self._scratch = torch.empty(n, self.v, dtype=self.wide, device=hidden.device)
+        z = self._scratch[:n]
+        for part, w in self.blocks():
+            self._mm(hidden, w.t(), z[:, part])
+        if lora is not None:
+            u = self._lora_in(hidden) * self.weights.lora_scale
+            self._mm(u, self._cast(self.weights.lora_b).t(), z, accumulate=True)
+        if self.weights.bias is not None:
+            z += self.weights.bias
+        return z
+
+    def _cast(self, x: Tensor | None) -> Tensor:
+        assert x is not None
+        return x.to(self.dtype).to(self.wide) if self.layout.widen else x.to(self.dtype)
+
+    def hidden(self, rows: Tensor) -> Tensor:
+        """Hidden rows in the dtype of the products."""
+        return self._cast(rows)
+
+    def _lora_in(self, hidden: Tensor) -> Tensor:
+        return self._product(hidden, self._cast(self.weights.lora_a).t())
+
+    def stats(self, hidden: Tensor, targets: Tensor) -> RowStats:
+        """GEMM 1 without a trace: for scoring alone."""
+        return stats_rows(self.logits(hidden), targets, self.inv_temp, self.weights.softcap, self.backend)
+
+    def score(self, hidden: Tensor, targets: Tensor, raw: bool = False) -> Chunk:
+        """GEMM 1 and the row pass; `raw` leaves the logits as they are, for `entropy_rows`."""
+        z = self.logits(hidden)
+        if raw:
+            return Chunk(z, stats_rows(z, targets, self.inv_temp, self.weights.softcap, self.backend), targets)
+        out = None if self.row_dtype == z.dtype else torch.empty(z.shape, dtype=self.row_dtype, device=z.device)
+        stats = exp_rows(z, targets, self.inv_temp, self.weights.softcap, self.backend, out=out)
+        return Chunk(z if out is None else out, stats, targets)
+
+    def entropy_rows(self, chunk: Chunk, g: Tensor, g_entropy: Tensor) -> Chunk:
+        """A raw chunk's logits become the gradient of g * logp + g_entropy * entropy, with row factor 1."""
+        z = chunk.rows
+        out = None if self.row_dtype == z.dtype else torch.empty(z.shape, dtype=self.row_dtype, device=z.device)
+        grad_rows(z, chunk.targets, chunk.stats, g, g_entropy, self.inv_temp, self.weights.softcap, self.backend, out)
+        return Chunk(z if out is None else out, chunk.stats, chunk.targets)
+
+    def factor(self, chunk: Chunk, g: Tensor) -> Tensor:
+        """v [n]: what turns E' into the gradient of sum(g * logp)."""
+        return -g * self.inv_temp / chunk.stats.s
+
+    def grad_hidden(self, chunk: Chunk) -> Tensor:
+        """E' @ W, [n, H] fp32, before the row factor."""
+        e = chunk.rows
+        out = torch.empty(len(e), self.h, dtype=self.wide, device=e.device)
+        first = True
+        for part, w in self.blocks():
+            self._mm(e[:, part], w, out, accumulate=not first)
+            first = False
+        if self.weights.lora_a is not None:
+            back = self._product(e, self._cast(self.weights.lora_b)) * self.weights.lora_scale
+            self._mm(back, self._cast(self.weights.lora_a), out, accumulate=True)
+        return out
+
+    def add_grads(self, chunk: Chunk, hidden: Tensor, v: Tensor | None, grads: HeadGrads, first: bool) -> None:
+        """Adds this chunk's part to every gradient of the head; v None stands for a factor of 1."""
+        e, scale = chunk.rows, self.weights.lora_scale
+        x = hidden if v is None else hidden * v[:, None].to(hidden.dtype)
+        x = torch.where((chunk.targets >= 0)[:, None], x, 0.0)
+        if grads.weight is not None:
+            self._add_product(e.t(), x, grads.weight, first)
+        if grads.bias is not None:
+            ones = e.new_ones(len(e)) if v is None else v.to(e.dtype)
+            self._add_product(e.t(), ones[:, None], grads.bias[:, None], first)
+        if grads.lora_b is not None:
+            self._add_product(e.t(), self._lora_in(x) * scale, grads.lora_b, first)
+        if grads.lora_a is not None:
+            self._add_product((self._product(e, self._cast(self.weights.lora_b)) * scale).t(), x, grads.lora_a, first)
+
+    def _product(self, a: Tensor, b: Tensor) -> Tensor:
+        self.flop += 2 * a.shape[0] * a.shape[1] * b.shape[1]
+        return a @ b
+
+    def _add_product(self, a: Tensor, b: Tensor, out: Tensor, first: bool) -> None:
+        """out (+)= a @ b; 16-bit gradients are written once, several chunks accumulate in fp32."""
+        if out.dtype in (self.wide, a.dtype):
+            self._mm(a, b, out, accumulate=not first)
+            return
+        assert first
+        step = max(1, WIDEN_BYTES // (b.shape[1] * self.wide.itemsize))
+        for start in range(0, len(out), step):
+            out[start : start + step] = self._product(a[start : start + step], b)
