@@ -1,0 +1,61 @@
+"""What a local folder or hub repository says about its prompts, in every layout that the hub has used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from grpo_fast.errors import BadCheckpoint
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+
+def load_tokenizer_and_config(name: str | Path) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name), AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise BadCheckpoint(f"{name}: tokenizer or config.json cannot be loaded: {error}") from error
+
+
+def load_chat_template(name: str | Path) -> str | None:
+    """The processor's template; None leaves the tokenizer's own."""
+    if (text := read(name, "chat_template.jinja")) is not None:
+        return text
+    return (read_json(name, "chat_template.json") or {}).get("chat_template")
+
+
+def load_preprocessing(name: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(image, video): nested in processor_config.json first, then their own files, then the image's for both."""
+    nested = read_json(name, "processor_config.json") or {}
+    image = nested.get("image_processor") or read_json(name, "preprocessor_config.json")
+    if image is None:
+        raise BadCheckpoint(
+            f"{name} has neither preprocessor_config.json nor an image_processor in processor_config.json"
+        )
+    video = nested.get("video_processor") or read_json(name, "video_preprocessor_config.json") or image
+    return image, video
+
+
+def read_json(name: str | Path, filename: str) -> dict[str, Any] | None:
+    text = read(name, filename)
+    try:
+        return None if text is None else json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BadCheckpoint(f"{name}: {filename} is not JSON: {error}") from error
+
+
+def read(name: str | Path, filename: str) -> str | None:
+    if Path(name).is_dir():
+        path = Path(name) / filename
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(str(name), filename)).read_text(encoding="utf-8")
+    except EntryNotFoundError:
+        return None
