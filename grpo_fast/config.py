@@ -73,10 +73,17 @@ class LossOptions:
         if not 0.0 <= self.top_entropy_quantile <= 1.0:
             raise ValueError(f"top_entropy_quantile must lie in [0, 1], got {self.top_entropy_quantile}")
         if self.delta is not None and self.loss_type not in CLIPPED:
-            raise ValueError(f"delta bounds the clipped losses ({', '.join(sorted(CLIPPED))}); {self.loss_type} has none")
+            raise ValueError(
+                f"delta bounds the clipped losses ({', '.join(sorted(CLIPPED))}); {self.loss_type} has none"
+            )
         low, high = self.importance_sampling_clip_min, self.importance_sampling_clip_max
         if low is not None and high is not None and low > high:
             raise ValueError(f"importance_sampling_clip_min ({low}) is above importance_sampling_clip_max ({high})")
+        if self.importance_sampling_mode.endswith("truncate") and low is None and high is None:
+            raise ValueError(
+                f"importance_sampling_mode={self.importance_sampling_mode!r} needs importance_sampling_clip_max or "
+                "importance_sampling_clip_min"
+            )
         if self.use_adaptive_entropy and not self.entropy_coef_min <= self.entropy_coef_max:
             raise ValueError(
                 f"entropy_coef_min ({self.entropy_coef_min}) is above entropy_coef_max ({self.entropy_coef_max})"

@@ -6,8 +6,8 @@ Suffixes: P prompt tokens, R completion tokens, T packed tokens, N scored rows, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -133,11 +133,11 @@ class PackedBatch:
 
 
 def _to(value: Any, device: Any) -> Any:
-    if isinstance(value, (RowGather, AttentionPlan, VisionInput, VisionFeatures)):
+    if hasattr(value, "to"):
+        return value.to(device, non_blocking=True)
+    if is_dataclass(value) and not isinstance(value, type):
         return type(value)(**{f.name: _to(getattr(value, f.name), device) for f in fields(value) if f.name != "cache"})
-    if isinstance(value, tuple) and value and not isinstance(value[0], int):
-        return tuple(_to(item, device) for item in value)
-    return value.to(device, non_blocking=True) if hasattr(value, "to") else value
+    return tuple(_to(item, device) for item in value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +165,7 @@ SUMS = (
     "clip_high",
     "clip_low_sequences",
     "clip_high_sequences",
+    "phi",
     "phi_sequences",
     "scored_sequences",
     "sampler_correction",
@@ -178,11 +179,12 @@ class Metrics:
     """One fp32 vector of sums, minima and maxima, so that micro-batches and ranks reduce in one go.
 
     `as_dict` divides: `kl`, `entropy`, `ratio` and `sampler_correction` are means over scored tokens, `clip_low` and
-    `clip_high` over all tokens that count (or sequences, under sequence-level ratios), `phi` over scored sequences.
+    `clip_high` over all tokens that count, or over sequences where ratios are theirs; vespo's `phi` is a mean over
+    sequences with scored tokens.
     """
 
     values: Tensor  # [len(SUMS) + len(MINIMA) + len(MAXIMA)] fp32, on the loss's device
-    by_sequence: bool = False  # clip shares count sequences
+    by_sequence: bool = False  # clip shares and phi count sequences
 
     def active_entropy(self) -> Tensor:
         """[2] sum of the entropies that the bonus acts on, and their number."""
@@ -203,7 +205,7 @@ class Metrics:
 
     def as_dict(self) -> dict[str, float]:
         """Means and extremes by name; copies the vector to the host once. Nothing scored gives 0."""
-        raw = dict(zip(SUMS + MINIMA + MAXIMA, self.values.tolist(), strict=True))
+        raw: dict[str, float] = dict(zip(SUMS + MINIMA + MAXIMA, self.values.tolist(), strict=True))
 
         def mean(name: str, count: str) -> float:
             return raw[name] / raw[count] if raw[count] else 0.0
@@ -215,8 +217,42 @@ class Metrics:
         for name in ("clip_low", "clip_high"):
             found[name] = mean(name + suffix, units)
         found["clip_region"] = found["clip_low"] + found["clip_high"]
-        found["phi"] = mean("phi_sequences", "scored_sequences")
+        found["phi"] = mean("phi" + suffix, "scored_sequences" if self.by_sequence else "scored_tokens")
         found["length"] = mean("tokens", "sequences")
         for name in MINIMA + MAXIMA:
             found[name] = raw[name] if abs(raw[name]) != float("inf") else 0.0
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRows:
+    """Scored rows of consecutive sequences, and all that the loss needs to know of them besides their log-probs."""
+
+    advantages: Tensor  # [N] fp32
+    weights: Tensor  # [N] fp32: what the normaliser multiplies the row's loss with
+    lengths: Tensor  # [S] int64: rows of each sequence here; they sum to N
+    tokens: Tensor  # [S] fp32: scored tokens of each sequence, at least 1
+    old_logps: Tensor | None = None  # [N] fp32; None: on policy
+    ref_logps: Tensor | None = None  # [N] fp32; needed where beta is not 0
+    sampler_logps: Tensor | None = None  # [N] fp32, NaN where the sampler could not say
+    keep: Tensor | None = None  # [N] fp32 0/1: the entropy quantile's choice
+
+    def slice(self, part: slice, lengths: Tensor, tokens: Tensor) -> PolicyRows:
+        def cut(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[part]
+
+        return PolicyRows(
+            self.advantages[part], self.weights[part], lengths, tokens, cut(self.old_logps), cut(self.ref_logps),
+            cut(self.sampler_logps), cut(self.keep),
+        )  # fmt: skip
+
+
+class PolicyTerms(NamedTuple):
+    """What the policy loss says of each row, [N] fp32."""
+
+    loss: Tensor  # [N] weighted: their sum is the loss
+    grad: Tensor  # [N] d loss / d logp
+    ratio: Tensor  # [N] importance ratio before any clipping; of the sequence under sequence-level ratios
+    kl: Tensor  # [N] KL estimate, 0 without a reference
+    phi: Tensor  # [N] vespo's sequence weight, 0 for other losses
+    correction: Tensor  # [N] sampler correction, 1 without one

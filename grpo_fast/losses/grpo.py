@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from grpo_fast.config import LossOptions, loss_options
 from grpo_fast.ops import fused_loss  # noqa: F401  registers the op
 from grpo_fast.ops.head import default_chunk_bytes
-from grpo_fast.ops.inputs import Lora, check_head, compute_dtype, refuse_outside, same_device, shape
+from grpo_fast.ops.inputs import Lora, check_head, compute_dtype, is_floating, refuse_outside, same_device, shape
 from grpo_fast.types import LossOutput, Metrics
 
 
@@ -22,12 +23,15 @@ class GRPOLoss:
     hidden[.., t] predicts targets[.., t]: nothing is shifted here.
     """
 
-    def __init__(self, *, chunk_bytes: int | None = None, compact: bool = True, backend: str = "auto", **options: Any) -> None:
+    def __init__(
+        self, *, chunk_bytes: int | None = None, compact: bool = True, backend: str = "auto", **options: Any
+    ) -> None:
         """`chunk_bytes` bounds the memory beyond gradients; `compact=False` scores rows of zero gradient too."""
-        self.options: LossOptions = loss_options(**options)
+        self.options = o = loss_options(**options)
         self.chunk_bytes, self.compact, self.backend = chunk_bytes, compact, backend
-        self.entropy_coef = self.options.entropy_coef
-        self._options_json = self.options.to_json()
+        self.entropy_coef = o.entropy_coef
+        self._counts_sequences = o.loss_type == "vespo" or o.importance_sampling_level == "sequence"
+        self._options_json = o.to_json()
         self._last_entropy = float("inf")  # adaptive: no bonus before the first measurement
         self._window: Metrics | None = None
 
@@ -54,16 +58,16 @@ class GRPOLoss:
     ) -> LossOutput:
         o = self.options
         rows, y, lora_a, lora_b, lora_scale = check_head(hidden, weight, targets, bias, lora, o.temperature, o.softcap)
-        refuse_outside(targets, weight.shape[0], low=0, mask=mask)
         cu = _boundaries(targets, cu_seqlens)
         sequences = len(cu) - 1
-        per_row = {"old_logps": old_logps, "ref_logps": ref_logps, "sampler_logps": sampler_logps}
-        for name, x in per_row.items():
+        for name, x in (("old_logps", old_logps), ("ref_logps", ref_logps), ("sampler_logps", sampler_logps)):
             if x is not None:
+                is_floating(name, x)
                 same_device(name, x, hidden)
                 _like_targets(name, x, targets)
         if mask is not None:
-            _like_targets("mask", mask, targets)
+            _check_mask(mask, targets)
+        refuse_outside(targets, weight.shape[0], low=0, mask=mask)
         _check_advantages(advantages, targets, sequences)
         self._check_needs(ref_logps, sampler_logps, truncated, sequences)
         heads = (hidden, weight, bias, lora_a, lora_b)
@@ -72,16 +76,16 @@ class GRPOLoss:
         def flat(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.detach().reshape(-1)
 
-        items = num_items_in_batch
+        items = _items(num_items_in_batch)
         loss, logps, entropy, scored, metrics, *_ = torch.ops.grpo_fast.fused_loss(
             rows, weight, bias, lora_a, lora_b, y, cu, flat(advantages), flat(mask), flat(old_logps), flat(ref_logps),
             flat(sampler_logps), truncated if o.mask_truncated_completions else None,
-            None if items is None else torch.as_tensor(items, dtype=torch.float32).detach(), self._options_json,
+            items, self._options_json,
             self._applied_entropy_coef(), lora_scale, wants, self.compact if compact is None else compact,
             compute_dtype(hidden), default_chunk_bytes(hidden.device) if self.chunk_bytes is None else self.chunk_bytes,
             self.backend,
         )  # fmt: skip
-        found = Metrics(metrics.detach(), o.importance_sampling_level == "sequence" and advantages.dim() == 1)
+        found = Metrics(metrics.detach(), self._counts_sequences and advantages.dim() == 1)
         if o.use_adaptive_entropy and any(wants):
             self._window = found if self._window is None else self._window.merge(found)
         return LossOutput(
@@ -132,7 +136,9 @@ def _boundaries(targets: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """[S + 1] where each sequence starts; a padded batch's rows are one sequence each."""
     if cu_seqlens is None:
         if targets.dim() != 2:
-            raise ValueError(f"packed input needs cu_seqlens [S + 1]; without it targets must be [B, T], got {shape(targets)}")
+            raise ValueError(
+                f"packed input needs cu_seqlens [S + 1]; without it targets must be [B, T], got {shape(targets)}"
+            )
         b, t = targets.shape
         return torch.arange(b + 1) * t
     if targets.dim() != 1:
@@ -141,7 +147,7 @@ def _boundaries(targets: Tensor, cu_seqlens: Tensor | None) -> Tensor:
         raise ValueError(f"cu_seqlens must be [S + 1] integers, got {shape(cu_seqlens)}")
     if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
         ends = cu_seqlens.tolist()
-        if ends[0] != 0 or ends[-1] != len(targets) or any(b < a for a, b in zip(ends, ends[1:], strict=False)):
+        if ends[0] != 0 or ends[-1] != len(targets) or any(b < a for a, b in itertools.pairwise(ends)):
             raise ValueError(f"cu_seqlens must rise from 0 to the {len(targets)} rows, got {ends[:4]} … {ends[-1]}")
     return cu_seqlens
 
@@ -154,6 +160,23 @@ def _check_advantages(advantages: Tensor, targets: Tensor, sequences: int) -> No
             f"advantages must be [{sequences}] (one per sequence) or {list(targets.shape)} (one per token), "
             f"got {shape(advantages)}"
         )
+
+
+def _check_mask(mask: Tensor, targets: Tensor) -> None:
+    _like_targets("mask", mask, targets)
+    if mask.device.type == "cpu" and mask.dtype != torch.bool and not torch.compiler.is_compiling():
+        odd = ((mask != 0) & (mask != 1)).nonzero()
+        if len(odd):
+            at = tuple(odd[0].tolist())
+            raise ValueError(f"mask must be 0 or 1, got {mask[at].item()} at {list(at)}")
+
+
+def _items(given: Tensor | float | None) -> Tensor | None:
+    if given is None:
+        return None
+    if not isinstance(given, Tensor) and not given >= 0:
+        raise ValueError(f"num_items_in_batch must not be negative, got {given}")
+    return torch.as_tensor(given, dtype=torch.float32).detach()
 
 
 def _like_targets(name: str, x: Tensor, targets: Tensor) -> None:

@@ -26,8 +26,8 @@ def group_advantages(
     backend: str = "auto",
 ) -> Tensor:
     """Advantages [N] in fp32 (fp64 for fp64 rewards)."""
-    if not isinstance(rewards, Tensor) or rewards.dim() not in (1, 2):
-        raise TypeError(f"rewards must be a tensor [N] or [N, K], got {shape(rewards)}")
+    if not isinstance(rewards, Tensor) or rewards.dim() not in (1, 2) or rewards.is_complex():
+        raise TypeError(f"rewards must be a real tensor [N] or [N, K], got {shape(rewards)}")
     if scale not in get_args(RewardScale):
         raise ValueError(f"scale must be one of {', '.join(get_args(RewardScale))}; got {scale!r}")
     if epsilon < 0:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from grpo_fast.config import options_from_json
 from grpo_fast.ops import flops
-from grpo_fast.ops.head import Head, HeadWeights
-from grpo_fast.ops.policy_loss import PolicyRows, couples_sequences
+from grpo_fast.ops.head import Head, HeadWeights, fake_grads
+from grpo_fast.ops.policy_loss import couples_sequences
 from grpo_fast.ops.scored_rows import select_rows
 from grpo_fast.ops.sweeps import Sweeps
-from grpo_fast.types import MAXIMA, MINIMA, SUMS
+from grpo_fast.types import MAXIMA, MINIMA, SUMS, PolicyRows
 
 GRADS = ("hidden", "weight", "bias", "lora_a", "lora_b")
 FIRST_GRAD, WORK = 5, 10
@@ -66,31 +66,20 @@ def fused_loss(
         sweeps.run()
         loss, metrics = sweeps.results()
         live = torch.ones_like(sweeps.logps, dtype=torch.bool) if scored.mask is None else scored.mask.clone()
-        grads = [
-            hidden.new_empty(0) if grad is None else grad.to(like.dtype)
-            for grad, like in zip((sweeps.grad_hidden, *sweeps.grads.tensors()), _parameters(hidden, head_weights), strict=True)
-        ]
-    spread = sweeps.spread
-    return (loss, spread(sweeps.logps), spread(sweeps.entropy), spread(live), metrics, *grads, flops.work_tensor(head.flop))  # type: ignore[return-value]
-
-
-def _parameters(hidden: Tensor, w: HeadWeights) -> tuple[Tensor, ...]:
-    return tuple(hidden if x is None else x for x in (hidden, w.weight, w.bias, w.lora_a, w.lora_b))
+        grads = head.finished(sweeps.grads)
+    rows_out = (sweeps.spread(x) for x in (sweeps.logps, sweeps.entropy, live))
+    return loss, *rows_out, metrics, sweeps.grad_hidden, *grads, flops.work_tensor(head.flop)  # type: ignore[return-value]
 
 
 @fused_loss.register_fake
-def _(hidden, weight, bias, lora_a, lora_b, targets, cu_seqlens, advantages, mask, old_logps, ref_logps, sampler_logps,
-      truncated, num_items, options, entropy_coef, lora_scale, wants, compact, dtype, chunk_bytes, backend):  # fmt: skip
-    m, wide = hidden.shape[0], torch.float64 if dtype == torch.float64 else torch.float32
-    rows = hidden.new_empty(m, dtype=wide)
-    grads = [
-        torch.empty_like(x) if want and x is not None else hidden.new_empty(0)
-        for want, x in zip(wants, (hidden, weight, bias, lora_a, lora_b), strict=True)
-    ]
+def _(hidden, weight, bias, lora_a, lora_b, targets, *rest):  # type: ignore[no-untyped-def]
+    wants, dtype = rest[11], rest[13]
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    rows = hidden.new_empty(hidden.shape[0], dtype=wide)
     metrics = hidden.new_empty(len(SUMS) + len(MINIMA) + len(MAXIMA), dtype=torch.float32)
-    work = torch.empty((), dtype=torch.int64, device="cpu")
-    return (hidden.new_empty((), dtype=wide), rows, torch.empty_like(rows), torch.empty_like(rows, dtype=torch.bool),
-            metrics, *grads, work)  # fmt: skip
+    grads = fake_grads(wants, hidden, weight, bias, lora_a, lora_b)
+    scored, work = torch.empty_like(rows, dtype=torch.bool), torch.empty((), dtype=torch.int64, device="cpu")
+    return hidden.new_empty((), dtype=wide), rows, torch.empty_like(rows), scored, metrics, *grads, work
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -112,7 +101,7 @@ def _backward(ctx, grad_loss, *_):  # type: ignore[no-untyped-def]
 def scaled(grad: Tensor, factor: Tensor) -> Tensor:
     """grad * factor; in place where the graph is not kept, so that no second copy of dW is made."""
     factor = factor.to(grad.dtype) if grad.dtype == torch.float64 else factor
-    if torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph():
+    if torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph():  # pyright: ignore
         return (grad * factor).to(grad.dtype)
     return grad.mul_(factor)
 

@@ -25,7 +25,7 @@ CPU_CHUNK_BYTES = 512 << 20
 CUDA_SHARE = 32  # of the device's memory: 2.3 GB of 80, 4.4 of 141
 WIDEN_BYTES = 32 << 20
 CUDA_ROW_MULTIPLE = 128
-CPU_ROW_MULTIPLE = 16
+CPU_ROW_MULTIPLE = 16  # below that many rows a product's bits depend on their number
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ class Chunk:
     rows: Tensor  # [n, V]
     stats: RowStats
     targets: Tensor  # [n], -1 where not scored
+    unit_hidden: Tensor | None = None  # [n, H] fp32: E' @ W
 
 
 def default_chunk_bytes(device: torch.device) -> int:
@@ -80,14 +81,27 @@ class Layout:
         """Rows whose logits, unit gradients, hidden copies and products fit the budget."""
         logits = v * (self.wide.itemsize + (0 if self.rows == self.wide else self.rows.itemsize))
         spare = chunk_bytes - (WIDEN_BYTES if self.widen else 0)
-        n = max(1, spare // (logits + 3 * h * self.wide.itemsize))
-        return n // self.multiple * self.multiple if n > self.multiple else n
+        n = spare // (logits + 3 * h * self.wide.itemsize)
+        return max(1, n // self.multiple) * self.multiple
 
 
-def layout(device: torch.device, dtype: torch.dtype) -> Layout:
+def layout(device: torch.device, dtype: torch.dtype, backend: str) -> Layout:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    widen = dtype == torch.float16 or (device.type == "cpu" and dtype != wide)
-    return Layout(wide, wide if widen else dtype, widen, CUDA_ROW_MULTIPLE if device.type == "cuda" else CPU_ROW_MULTIPLE)
+    on_gpu = device.type == "cuda" or (
+        dtype == torch.bfloat16 and choose("head_gemm", device, dtype, backend) == "triton"
+    )
+    widen = dtype == torch.float16 or (dtype != wide and not on_gpu)
+    return Layout(
+        wide, wide if widen else dtype, widen, CUDA_ROW_MULTIPLE if device.type == "cuda" else CPU_ROW_MULTIPLE
+    )
+
+
+def fake_grads(wants: list[bool], hidden: Tensor, weight: Tensor, *others: Tensor | None) -> list[Tensor]:
+    """What an op's fake gives for its gradients: empty where none was wanted."""
+    made = [torch.empty_like(hidden) if wants[0] else hidden.new_empty(0)]
+    for want, x in zip(wants[1:], (weight, *others), strict=True):
+        made.append(torch.empty_like(x) if want and x is not None else weight.new_empty(0))
+    return made
 
 
 class Head:
@@ -98,12 +112,24 @@ class Head:
         self.weights, self.dtype, self.flop = weights, dtype, 0
         self.inv_temp = 1.0 / weights.temperature
         self.backend = choose("row_pass", w.device, dtype, backend)
-        self.layout = layout(w.device, dtype)
+        self.layout = layout(w.device, dtype, backend)
         self.wide, self.row_dtype = self.layout.wide, self.layout.rows
         self.v, self.h = w.shape
         self._w = None if self.layout.widen else w.to(dtype)
+        self._shifted = self._shifted_operand(backend)
         self._scratch: Tensor | None = None
         self.chunk_rows = self.layout.chunk_rows(self.v, self.h, chunk_bytes)
+
+    def _shifted_operand(self, backend: str) -> Tensor | None:
+        """The weight as the shifted-exp kernel takes it, or None where the portable path serves."""
+        settings, w = self.weights, self._w
+        if w is None or w.dtype != torch.bfloat16 or choose("head_gemm", w.device, self.dtype, backend) != "triton":
+            return None
+        if settings.bias is not None or settings.lora_a is not None or settings.softcap:
+            return None
+        from grpo_fast.kernels.shifted_exp import supports
+
+        return w if supports(w, w) is None else None
 
     def chunks(self, n: int) -> Iterator[slice]:
         """Even chunks that cover n rows."""
@@ -126,6 +152,8 @@ class Head:
     def _mm(self, a: Tensor, b: Tensor, out: Tensor, accumulate: bool = False) -> None:
         """out (+)= a @ b, in fp32 (fp64 for fp64 operands), whatever the operands."""
         self.flop += 2 * a.shape[0] * a.shape[1] * b.shape[1]
+        if a.device.type == "cpu":  # has no product with a wider result
+            a, b = a.to(out.dtype), b.to(out.dtype)
         if a.dtype == out.dtype:
             torch.addmm(out, a, b, out=out) if accumulate else torch.mm(a, b, out=out)
         elif accumulate:
@@ -136,9 +164,11 @@ class Head:
     def logits(self, hidden: Tensor) -> Tensor:
         """GEMM 1: [n, V] fp32 in the scratch that the chunks share."""
         n, lora = len(hidden), self.weights.lora_a
-        if self._scratch is None or len(self._scratch) < n:
-            self._scratch = torch.empty(n, self.v, dtype=self.wide, device=hidden.device)
-        z = self._scratch[:n]
+        if n < CPU_ROW_MULTIPLE and hidden.device.type == "cpu":
+            hidden = torch.nn.functional.pad(hidden, (0, 0, 0, CPU_ROW_MULTIPLE - n))
+        if self._scratch is None or len(self._scratch) < len(hidden):
+            self._scratch = torch.empty(len(hidden), self.v, dtype=self.wide, device=hidden.device)
+        z = self._scratch[: len(hidden)]
         for part, w in self.blocks():
             self._mm(hidden, w.t(), z[:, part])
         if lora is not None:
@@ -146,7 +176,7 @@ class Head:
             self._mm(u, self._cast(self.weights.lora_b).t(), z, accumulate=True)
         if self.weights.bias is not None:
             z += self.weights.bias
-        return z
+        return z[:n]
 
     def _cast(self, x: Tensor | None) -> Tensor:
         assert x is not None
@@ -159,33 +189,61 @@ class Head:
     def _lora_in(self, hidden: Tensor) -> Tensor:
         return self._product(hidden, self._cast(self.weights.lora_a).t())
 
-    def stats(self, hidden: Tensor, targets: Tensor) -> RowStats:
-        """GEMM 1 without a trace: for scoring alone."""
+    def stats(self, hidden: Tensor, targets: Tensor, expected: Tensor | None = None) -> RowStats:
+        """GEMM 1 without a trace: for scoring alone. `expected` log-probs, where known, steer the exponent's range."""
+        if self._shifted is not None:
+            return self._shifted_exp(self._shifted, hidden, targets, expected, store=False)[1]
         return stats_rows(self.logits(hidden), targets, self.inv_temp, self.weights.softcap, self.backend)
 
-    def score(self, hidden: Tensor, targets: Tensor, raw: bool = False) -> Chunk:
-        """GEMM 1 and the row pass; `raw` leaves the logits as they are, for `entropy_rows`."""
+    def score(
+        self, hidden: Tensor, targets: Tensor, expected: Tensor | None = None, raw: bool = False, unit: bool = True,
+        exact_entropy: bool = False,
+    ) -> Chunk:  # fmt: skip
+        """GEMM 1 and the row pass, then E' @ W where `unit`; `raw` leaves the logits as they are, for `entropy_rows`.
+
+        The shifted-exp path has the entropy from bf16 rows, good to about 1e-2, unless `exact_entropy` avoids it.
+        """
+        if self._shifted is not None and unit and not raw and not exact_entropy:
+            rows, stats = self._shifted_exp(self._shifted, hidden, targets, expected, store=True)
+            assert rows is not None
+            unit_hidden = self._grad_hidden(rows)
+            mean = (hidden * unit_hidden).sum(1) * (self.inv_temp / stats.s)  # of z' - z'_y
+            stats = stats._replace(entropy=torch.where(targets < 0, 0.0, -stats.logp - mean))
+            return Chunk(rows, stats, targets, unit_hidden)
         z = self.logits(hidden)
         if raw:
             return Chunk(z, stats_rows(z, targets, self.inv_temp, self.weights.softcap, self.backend), targets)
-        out = None if self.row_dtype == z.dtype else torch.empty(z.shape, dtype=self.row_dtype, device=z.device)
+        out = self._row_buffer(z)
         stats = exp_rows(z, targets, self.inv_temp, self.weights.softcap, self.backend, out=out)
-        return Chunk(z if out is None else out, stats, targets)
+        rows = z if out is None else out
+        return Chunk(rows, stats, targets, self._grad_hidden(rows) if unit else None)
 
-    def entropy_rows(self, chunk: Chunk, g: Tensor, g_entropy: Tensor) -> Chunk:
+    def _shifted_exp(
+        self, w: Tensor, hidden: Tensor, targets: Tensor, expected: Tensor | None, store: bool
+    ) -> tuple[Tensor | None, RowStats]:
+        from grpo_fast.kernels.shifted_exp import shifted_exp
+
+        self.flop += 2 * len(hidden) * self.v * self.h
+        return shifted_exp(hidden, w, targets, self.inv_temp, expected, store=store, entropy=not store)
+
+    def _row_buffer(self, z: Tensor) -> Tensor | None:
+        """Where E' goes when it is narrower than the logits."""
+        return None if self.row_dtype == z.dtype else torch.empty(z.shape, dtype=self.row_dtype, device=z.device)
+
+    def entropy_rows(self, chunk: Chunk, g: Tensor, g_entropy: Tensor, unit: bool = True) -> Chunk:
         """A raw chunk's logits become the gradient of g * logp + g_entropy * entropy, with row factor 1."""
         z = chunk.rows
-        out = None if self.row_dtype == z.dtype else torch.empty(z.shape, dtype=self.row_dtype, device=z.device)
+        out = self._row_buffer(z)
         grad_rows(z, chunk.targets, chunk.stats, g, g_entropy, self.inv_temp, self.weights.softcap, self.backend, out)
-        return Chunk(z if out is None else out, chunk.stats, chunk.targets)
+        rows = z if out is None else out
+        return Chunk(rows, chunk.stats, chunk.targets, self._grad_hidden(rows) if unit else None)
 
     def factor(self, chunk: Chunk, g: Tensor) -> Tensor:
         """v [n]: what turns E' into the gradient of sum(g * logp)."""
         return -g * self.inv_temp / chunk.stats.s
 
-    def grad_hidden(self, chunk: Chunk) -> Tensor:
+    def _grad_hidden(self, e: Tensor) -> Tensor:
         """E' @ W, [n, H] fp32, before the row factor."""
-        e = chunk.rows
         out = torch.empty(len(e), self.h, dtype=self.wide, device=e.device)
         first = True
         for part, w in self.blocks():
@@ -210,6 +268,26 @@ class Head:
             self._add_product(e.t(), self._lora_in(x) * scale, grads.lora_b, first)
         if grads.lora_a is not None:
             self._add_product((self._product(e, self._cast(self.weights.lora_b)) * scale).t(), x, grads.lora_a, first)
+
+    def grads_for(self, rows: int, wants: list[bool]) -> HeadGrads:
+        """Buffers for the gradients that are wanted: several chunks accumulate in fp32, no rows at all give zeros."""
+        new = torch.zeros if rows == 0 else torch.empty
+        several = rows > self.chunk_rows
+        return HeadGrads(*(
+            new(x.shape, dtype=self.wide if several else x.dtype, device=x.device) if want and x is not None else None
+            for want, x in zip(wants, self._parameters(), strict=True)
+        ))  # fmt: skip
+
+    def finished(self, grads: HeadGrads) -> list[Tensor]:
+        """The gradients in their parameters' dtypes; empty where none was wanted."""
+        return [
+            self.weights.weight.new_empty(0) if grad is None or x is None else grad.to(x.dtype)
+            for grad, x in zip(grads.tensors(), self._parameters(), strict=True)
+        ]
+
+    def _parameters(self) -> tuple[Tensor | None, ...]:
+        w = self.weights
+        return w.weight, w.bias, w.lora_a, w.lora_b
 
     def _product(self, a: Tensor, b: Tensor) -> Tensor:
         self.flop += 2 * a.shape[0] * a.shape[1] * b.shape[1]

@@ -34,7 +34,12 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
 
 
 def check_head(
-    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, lora: Lora | None, temperature: float,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    lora: Lora | None,
+    temperature: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, float]:
     """Hidden rows [M, H], targets [M] int64 (below 0: not scored) and the parts of `lora`."""

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from grpo_fast.config import CLIPPED, LossOptions
-from grpo_fast.ops.policy_loss import PolicyRows, PolicyTerms
 from grpo_fast.ops.scored_rows import ScoredRows
-from grpo_fast.types import MAXIMA, MINIMA, SUMS
+from grpo_fast.types import MAXIMA, MINIMA, SUMS, PolicyRows, PolicyTerms
 
 
 def metrics_vector(
@@ -30,7 +29,8 @@ def metrics_vector(
         high = (ratio > options.resolved_epsilon_high) & (advantages > 0)
     active = live.float() if rows.keep is None else live.float() * rows.keep
     low_share, high_share = (_per_sequence(flag & live, scored) / scored.tokens for flag in (low, high))
-    seen = scored.lengths > 0
+    counted = _per_sequence(live, scored)
+    phi_mean = _per_sequence(torch.where(live, terms.phi, zero), scored) / counted.clamp(min=1)
 
     def total(x: Tensor) -> Tensor:
         return torch.where(live, x.float(), zero).sum()
@@ -40,7 +40,7 @@ def metrics_vector(
 
     sums = {
         "loss": loss,
-        "sequences": seen.new_full((), len(seen), dtype=torch.float32) if len(seen) else zero,
+        "sequences": zero + len(scored.tokens),
         "tokens": scored.total_tokens,
         "scored_tokens": live.sum(),
         "kl": total(terms.kl),
@@ -52,8 +52,9 @@ def metrics_vector(
         "clip_high": total(high),
         "clip_low_sequences": low_share.sum(),
         "clip_high_sequences": high_share.sum(),
-        "phi_sequences": (_per_sequence(torch.where(live, terms.phi, zero), scored) / scored.tokens).sum(),
-        "scored_sequences": seen.sum(),
+        "phi": total(terms.phi),
+        "phi_sequences": phi_mean.sum(),
+        "scored_sequences": (counted > 0).sum(),
         "sampler_correction": total(terms.correction),
     }
     minima = {

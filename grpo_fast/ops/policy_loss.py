@@ -7,61 +7,28 @@ All options are TRL's; `LossOptions` documents them. Suffixes: N scored rows, S 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from grpo_fast.config import LossOptions
+from grpo_fast.types import PolicyRows, PolicyTerms
 
 VESPO_FLOOR = math.log(1e-8)
 VESPO_CEIL = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyRows:
-    """Scored rows of consecutive sequences, and all that the loss needs to know of them besides their log-probs."""
-
-    advantages: Tensor  # [N] fp32
-    weights: Tensor  # [N] fp32: what the normaliser multiplies the row's loss with
-    lengths: Tensor  # [S] int64: rows of each sequence here; they sum to N
-    tokens: Tensor  # [S] fp32: scored tokens of each sequence, at least 1
-    old_logps: Tensor | None = None  # [N] fp32; None: on policy
-    ref_logps: Tensor | None = None  # [N] fp32; needed where beta is not 0
-    sampler_logps: Tensor | None = None  # [N] fp32, NaN where the sampler could not say
-    keep: Tensor | None = None  # [N] fp32 0/1: the entropy quantile's choice
-
-    def slice(self, part: slice, lengths: Tensor, tokens: Tensor) -> PolicyRows:
-        def cut(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[part]
-
-        return PolicyRows(
-            self.advantages[part], self.weights[part], lengths, tokens, cut(self.old_logps), cut(self.ref_logps),
-            cut(self.sampler_logps), cut(self.keep),
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyTerms:
-    loss: Tensor  # [N] weighted: their sum is the loss
-    grad: Tensor  # [N] d loss / d logp
-    ratio: Tensor  # [N] importance ratio before any clipping; of the sequence under sequence-level ratios
-    kl: Tensor  # [N] KL estimate, 0 without a reference
-    phi: Tensor  # [N] vespo's sequence weight, 0 for other losses
-    correction: Tensor  # [N] sampler correction, 1 without one
-    factor: Tensor  # [N] masks and corrections together: what multiplies the policy part of the loss
 
 
 def couples_sequences(options: LossOptions, on_policy: bool, sampled: bool, per_token_advantages: bool) -> bool:
     """Whether a row's gradient needs the log-probs of its whole sequence.
 
     On policy every ratio is exactly 1, and a sequence's ratio then has the same gradient as its tokens' ratios,
-    unless advantages differ within it or the bias-corrected KL brings the other rows' KL in.
+    unless advantages or the entropy quantile's choice differ within it, or the bias-corrected KL brings in its rows' KL.
     """
     o = options
     level = o.importance_sampling_level == "sequence"
     if on_policy and not sampled:
-        return level and (per_token_advantages or (o.beta != 0.0 and o.use_bias_correction_kl))
+        uneven = per_token_advantages or o.top_entropy_quantile < 1.0
+        return level and (uneven or (o.beta != 0.0 and o.use_bias_correction_kl))
     by_sequence = sampled and o.importance_sampling_correction and o.importance_sampling_mode.startswith("sequence")
     return level or o.loss_type == "vespo" or o.off_policy_mask_threshold is not None or by_sequence
 
@@ -71,8 +38,8 @@ def policy_loss(options: LossOptions, logps: Tensor, rows: PolicyRows, backend: 
     if backend == "triton":
         from grpo_fast.kernels import policy_loss as kernel
 
-        return kernel.policy_loss(options, logps, rows)
-    o, terms = options, policy_rows(options, logps, rows)
+        return PolicyTerms(*kernel.policy_loss(options, logps, rows))
+    o, (terms, factor) = options, policy_rows(options, logps, rows)
     advantages, ratio = rows.advantages, terms.ratio
     through_ratio, direct = torch.zeros_like(logps), torch.zeros_like(logps)
     if o.loss_type == "cispo":
@@ -84,7 +51,7 @@ def policy_loss(options: LossOptions, logps: Tensor, rows: PolicyRows, backend: 
         through_ratio = -4 * gate * (1 - gate) * advantages
     else:
         through_ratio = _clipped_slope(o, ratio, advantages)
-    through_ratio, direct = through_ratio * terms.factor, direct * terms.factor
+    through_ratio, direct = through_ratio * factor, direct * factor
     if o.beta != 0.0:
         gap = _reference_gap(o, logps, rows)
         slope = -torch.expm1(gap)
@@ -95,11 +62,14 @@ def policy_loss(options: LossOptions, logps: Tensor, rows: PolicyRows, backend: 
     through = through_ratio * ratio * rows.weights
     if o.importance_sampling_level == "sequence":
         through = _to_rows(_sequence_sum(through, rows) / rows.tokens, rows)
-    return replace(terms, grad=direct * rows.weights + through)
+    return terms._replace(grad=direct * rows.weights + through)
 
 
-def policy_rows(options: LossOptions, logps: Tensor, rows: PolicyRows) -> PolicyTerms:
-    """The definition: `loss` is differentiable in `logps` [N], the other terms are detached, `grad` is empty."""
+def policy_rows(options: LossOptions, logps: Tensor, rows: PolicyRows) -> tuple[PolicyTerms, Tensor]:
+    """The definition: `loss` is differentiable in `logps` [N], the other terms are detached, `grad` is empty.
+
+    Beside the terms, what masks and corrections together multiply the policy part of the loss with, [N].
+    """
     o, advantages, fixed = options, rows.advantages, logps.detach()
     old = fixed if rows.old_logps is None else rows.old_logps
     log_ratio = logps - old
@@ -125,7 +95,7 @@ def policy_rows(options: LossOptions, logps: Tensor, rows: PolicyRows) -> Policy
 
     factor = torch.ones_like(fixed)
     if o.off_policy_mask_threshold is not None:
-        factor = factor * _off_policy_keep(o, fixed, old, rows)
+        factor = factor * _off_policy_keep(o.off_policy_mask_threshold, fixed, old, rows)
     if rows.keep is not None:
         factor = factor * rows.keep
     if o.loss_type != "vespo":
@@ -137,9 +107,8 @@ def policy_rows(options: LossOptions, logps: Tensor, rows: PolicyRows) -> Policy
         if o.use_bias_correction_kl:
             kl = kl * ratio
         loss = loss + o.beta * kl
-    return PolicyTerms(
-        loss * rows.weights, fixed.new_empty(0), ratio.detach(), kl.detach(), phi, correction, factor
-    )
+    terms = PolicyTerms(loss * rows.weights, fixed.new_empty(0), ratio.detach(), kl.detach(), phi, correction)
+    return terms, factor
 
 
 def _reference_gap(o: LossOptions, logps: Tensor, rows: PolicyRows) -> Tensor:
@@ -189,11 +158,11 @@ def _sampler_correction(o: LossOptions, old: Tensor, rows: PolicyRows) -> tuple[
     return ratio, ratio.log().clamp(VESPO_FLOOR, VESPO_CEIL)
 
 
-def _off_policy_keep(o: LossOptions, logps: Tensor, old: Tensor, rows: PolicyRows) -> Tensor:
+def _off_policy_keep(threshold: float, logps: Tensor, old: Tensor, rows: PolicyRows) -> Tensor:
     """1 where the advantage is not negative or the sequence's mean forward KL is small enough."""
     sampler = old if rows.sampler_logps is None else rows.sampler_logps
     gap = torch.nan_to_num(sampler - logps, nan=0.0)
-    near = _sequence_sum(gap, rows) / rows.tokens <= o.off_policy_mask_threshold
+    near = _sequence_sum(gap, rows) / rows.tokens <= threshold
     return ((rows.advantages >= 0) | _to_rows(near, rows)).to(logps.dtype)
 
 

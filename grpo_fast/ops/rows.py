@@ -21,7 +21,9 @@ from grpo_fast.rowstats import RowStats
 BLOCK_BYTES = 4 << 20  # the eager passes go over a block of rows that stays in cache
 
 
-def exp_rows(z: Tensor, y: Tensor, inv_temp: float, softcap: float, backend: str, out: Tensor | None = None) -> RowStats:
+def exp_rows(
+    z: Tensor, y: Tensor, inv_temp: float, softcap: float, backend: str, out: Tensor | None = None
+) -> RowStats:
     """z [n, V] fp32 becomes E' (in `out` where given, else in place)."""
     if backend == "native":
         from grpo_fast import native
@@ -48,7 +50,14 @@ def stats_rows(z: Tensor, y: Tensor, inv_temp: float, softcap: float, backend: s
 
 
 def grad_rows(
-    z: Tensor, y: Tensor, stats: RowStats, g: Tensor, g_entropy: Tensor, inv_temp: float, softcap: float, backend: str,
+    z: Tensor,
+    y: Tensor,
+    stats: RowStats,
+    g: Tensor,
+    g_entropy: Tensor,
+    inv_temp: float,
+    softcap: float,
+    backend: str,
     out: Tensor | None = None,
 ) -> None:
     """z [n, V] fp32 becomes g * dlogp/dz + g_entropy * dentropy/dz (in `out` where given, else in place)."""
@@ -63,7 +72,9 @@ def grad_rows(
     step = _block(z)
     for i in range(0, len(z), step):
         rows_ = slice(i, i + step)
-        _grad_block(z[rows_], y[rows_], RowStats(*(s[rows_] for s in stats)), g[rows_], g_entropy[rows_], inv_temp, softcap)
+        _grad_block(
+            z[rows_], y[rows_], RowStats(*(s[rows_] for s in stats)), g[rows_], g_entropy[rows_], inv_temp, softcap
+        )
     return None
 
 
@@ -104,7 +115,9 @@ def _stats(x: Tensor, y: Tensor) -> tuple[RowStats, Tensor, Tensor]:
     entropy = s.log() - (e * shifted).sum(1) / s
     zero, one = x.new_zeros(()), x.new_ones(())
     stats = RowStats(
-        torch.where(scored, logp, zero), torch.where(scored, entropy, zero), torch.where(scored, m, zero),
+        torch.where(scored, logp, zero),
+        torch.where(scored, entropy, zero),
+        torch.where(scored, m, zero),
         torch.where(scored, s, one),
     )
     return stats, e, others

@@ -28,23 +28,36 @@ class ScoredRows:
     weights: Tensor  # [N] fp32
     mask: Tensor | None  # [N] bool: which of the rows count, where index is None
 
-    def pick(self, x: Tensor | None, fill: float = 0.0) -> Tensor | None:
-        """The scored rows of a per-row tensor [M]; rows that do not count give `fill`, whatever they hold."""
-        if x is None:
-            return None
+    def pick(self, x: Tensor | None) -> Tensor | None:
+        """The scored rows of a per-row tensor [M] where one is given; rows that do not count give 0."""
+        return None if x is None else self._select(x, 0.0)
+
+    def pick_targets(self, targets: Tensor) -> Tensor:
+        """The same for targets; rows that do not count give -1."""
+        return self._select(targets, -1)
+
+    def _select(self, x: Tensor, fill: float) -> Tensor:
         if self.index is not None:
             return x.index_select(0, self.index)
         return x if self.mask is None else torch.where(self.mask, x, fill)
 
 
 def select_rows(
-    options: LossOptions, rows: int, cu_seqlens: Tensor, mask: Tensor | None, advantages: Tensor, truncated: Tensor | None,
-    num_items: Tensor | None, device: torch.device, coupled: bool, compact: bool,
+    options: LossOptions,
+    rows: int,
+    cu_seqlens: Tensor,
+    mask: Tensor | None,
+    advantages: Tensor,
+    truncated: Tensor | None,
+    num_items: Tensor | None,
+    device: torch.device,
+    coupled: bool,
+    compact: bool,
 ) -> ScoredRows:
     given = [x for x in (cu_seqlens, mask, advantages, truncated) if x is not None]
     on_host = all(x.device.type == "cpu" for x in given)
     if compact and not on_host:
-        cu_seqlens, mask, advantages, truncated = _to_host(cu_seqlens, mask, advantages, truncated)
+        (cu_seqlens, advantages), (mask, truncated) = _to_host((cu_seqlens, advantages), (mask, truncated))
         on_host = True
     place = torch.device("cpu") if on_host else device
     cu, adv = cu_seqlens.to(place), advantages.detach().to(place, torch.float32)
@@ -86,9 +99,15 @@ def select_rows(
         total = move(tokens.sum().clamp(min=1.0))
         weights = weights / (total * options.gradient_accumulation_steps)
     return ScoredRows(
-        count=rows if index is None else len(index), index=None if index is None else move(index), starts=starts,
-        lengths=move(kept), tokens=move(tokens.clamp(min=1.0)), total_tokens=move(tokens.sum()),
-        advantages=move(adv), weights=weights, mask=None if live_rows is None else move(live_rows),
+        count=rows if index is None else len(index),
+        index=None if index is None else move(index),
+        starts=starts,
+        lengths=move(kept),
+        tokens=move(tokens.clamp(min=1.0)),
+        total_tokens=move(tokens.sum()),
+        advantages=move(adv),
+        weights=weights,
+        mask=None if live_rows is None else move(live_rows),
     )
 
 
@@ -121,12 +140,15 @@ def _count(live: Tensor, lengths: Tensor) -> Tensor:
     return torch.segment_reduce(live.float(), "sum", lengths=lengths, unsafe=True)
 
 
-def _to_host(*tensors: Tensor | None) -> list[Tensor | None]:
+def _to_host(
+    needed: tuple[Tensor, ...], optional: tuple[Tensor | None, ...]
+) -> tuple[list[Tensor], list[Tensor | None]]:
     """One copy for all that lies on the device; fp64 holds every value exactly."""
-    away = [x for x in tensors if x is not None and x.device.type != "cpu"]
+    away = [x for x in (*needed, *optional) if x is not None and x.device.type != "cpu"]
     flat = torch.cat([x.detach().double().flatten() for x in away]).cpu().split([x.numel() for x in away])
     back = iter([part.to(x.dtype).view(x.shape) for part, x in zip(flat, away, strict=True)])
-    return [x if x is None or x.device.type == "cpu" else next(back) for x in tensors]
+    here = [x if x.device.type == "cpu" else next(back) for x in needed]
+    return here, [x if x is None or x.device.type == "cpu" else next(back) for x in optional]
 
 
 def _refuse_nan(adv: Tensor, live: Tensor, given: Tensor, sequence: Tensor) -> None:

@@ -9,18 +9,19 @@ Suffixes: M rows of the input, N scored rows, n rows of a chunk, S sequences, H 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from grpo_fast.config import LossOptions
 from grpo_fast.ops.backends import choose
-from grpo_fast.ops.head import Chunk, Head, HeadGrads
+from grpo_fast.ops.head import Chunk, Head
 from grpo_fast.ops.metrics import metrics_vector
-from grpo_fast.ops.policy_loss import PolicyRows, PolicyTerms, policy_loss
+from grpo_fast.ops.policy_loss import policy_loss
 from grpo_fast.ops.quantile import high_entropy_rows
 from grpo_fast.ops.scored_rows import ScoredRows
+from grpo_fast.types import PolicyRows, PolicyTerms
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,32 +36,34 @@ class Sweeps:
     """One call of the loss: the rows, what is wanted of them, and the buffers that the sweeps fill."""
 
     def __init__(
-        self, options: LossOptions, head: Head, hidden: Tensor, targets: Tensor, scored: ScoredRows, rows: PolicyRows,
-        entropy_coef: float, coupled: bool, wants: list[bool], backend: str,
+        self,
+        options: LossOptions,
+        head: Head,
+        hidden: Tensor,
+        targets: Tensor,
+        scored: ScoredRows,
+        rows: PolicyRows,
+        entropy_coef: float,
+        coupled: bool,
+        wants: list[bool],
+        backend: str,
     ) -> None:
         self.options, self.head, self.scored, self.rows = options, head, scored, rows
         self.hidden, self.entropy_coef, self.coupled = hidden, entropy_coef, coupled
         self.want_hidden, self.want_head = wants[0], any(wants[1:])
         self.policy_backend = choose("policy_loss", hidden.device, head.wide, backend)
         n, device, dtype = scored.count, hidden.device, head.wide
-        self.targets = scored.pick(targets, -1)
+        self.targets = scored.pick_targets(targets)
         self.logps, self.entropy = (torch.empty(n, dtype=dtype, device=device) for _ in range(2))
-        self.terms = PolicyTerms(*(torch.empty(n, dtype=dtype, device=device) for _ in fields(PolicyTerms)))
+        self.terms = PolicyTerms(*(torch.empty(n, dtype=dtype, device=device) for _ in PolicyTerms._fields))
         self.grad_hidden = hidden.new_empty(0)
         if self.want_hidden:
             self.grad_hidden = torch.empty_like(hidden) if scored.index is None else torch.zeros_like(hidden)
-        w, several = head.weights, n > head.chunk_rows
-        self.grads = HeadGrads(*(
-            torch.empty(x.shape, dtype=dtype if several else x.dtype, device=device) if want and x is not None else None
-            for want, x in zip(wants[1:], (w.weight, w.bias, w.lora_a, w.lora_b), strict=True)
-        ))  # fmt: skip
+        self.grads = head.grads_for(n, wants[1:])
 
     def run(self) -> None:
-        n, single = self.scored.count, self.scored.count <= self.head.chunk_rows
-        if n == 0:
-            for grad in self.grads.tensors():
-                if grad is not None:
-                    grad.zero_()
+        single = self.scored.count <= self.head.chunk_rows
+        if self.scored.count == 0:
             return
         by_batch = self.options.top_entropy_quantile < 1.0
         aligned = self._aligned_chunks() if self.coupled and not single else None
@@ -102,8 +105,11 @@ class Sweeps:
         else:
             rows = rows.slice(span.rows, rows.lengths[s], rows.tokens[s])
         terms = policy_loss(self.options, self.logps[span.rows], rows, self.policy_backend)
-        for field in fields(terms):
-            getattr(self.terms, field.name)[span.rows] = getattr(terms, field.name)
+        if len(terms.loss) == self.scored.count:
+            self.terms = terms
+        else:
+            for whole, part in zip(self.terms, terms, strict=True):
+                whole[span.rows] = part
         return terms.grad
 
     def _entropy_grad(self, span: Span) -> Tensor | None:
@@ -118,11 +124,13 @@ class Sweeps:
         return live if self.rows.keep is None else live * self.rows.keep
 
     def _score(self, span: Span, keep: bool) -> tuple[Tensor, Chunk | None]:
-        """GEMM 1 of these rows; `keep` leaves what the gradient products need."""
+        """GEMM 1 of these rows; `keep` makes what the gradients need."""
         hidden, targets, chunk = self._hidden_rows(span), self.targets[span.rows], None
+        expected = None if self.rows.old_logps is None else self.rows.old_logps[span.rows]
         if keep:
-            chunk = self.head.score(hidden, targets, raw=self.entropy_coef != 0.0)
-        stats = self.head.stats(hidden, targets) if chunk is None else chunk.stats
+            raw = self.entropy_coef != 0.0
+            chunk = self.head.score(hidden, targets, expected, raw=raw, unit=self.want_hidden)
+        stats = self.head.stats(hidden, targets, expected) if chunk is None else chunk.stats
         self.logps[span.rows], self.entropy[span.rows] = stats.logp, stats.entropy
         return hidden, chunk
 
@@ -139,10 +147,9 @@ class Sweeps:
         if entropy_grad is None:
             v = self.head.factor(chunk, grad)
         else:
-            chunk = self.head.entropy_rows(chunk, grad, entropy_grad)
-        if self.want_hidden:
-            rows = self.head.grad_hidden(chunk)
-            self._store_hidden(span, rows if v is None else rows.mul_(v[:, None]))
+            chunk = self.head.entropy_rows(chunk, grad, entropy_grad, unit=self.want_hidden)
+        if chunk.unit_hidden is not None:
+            self._store_hidden(span, chunk.unit_hidden if v is None else chunk.unit_hidden.mul_(v[:, None]))
         if self.want_head:
             self.head.add_grads(chunk, hidden, v, self.grads, first)
 
@@ -161,9 +168,9 @@ class Sweeps:
         late = self.want_hidden and not self.want_head and self.entropy_coef == 0.0
         for span in spans:
             _, chunk = self._score(span, keep=late)
-            if chunk is not None:
+            if chunk is not None and chunk.unit_hidden is not None:
                 unit = self.head.factor(chunk, torch.ones_like(chunk.stats.s))
-                self._store_hidden(span, self.head.grad_hidden(chunk).mul_(unit[:, None]))
+                self._store_hidden(span, chunk.unit_hidden.mul_(unit[:, None]))
         if self.options.top_entropy_quantile < 1.0:
             self._choose_by_entropy()
         grad = self._policy(Span(slice(0, self.scored.count), slice(0, len(self.rows.lengths))))
