@@ -36,7 +36,7 @@ def metrics_vector(
         return torch.where(live, x.float(), zero).sum()
 
     def extreme(x: Tensor, fill: float) -> Tensor:
-        return torch.cat([torch.where(live, x.float(), fill), entropy.new_tensor([fill])])
+        return torch.cat([torch.where(live, x.float(), fill), entropy.new_full((1,), fill).float()])
 
     sums = {
         "loss": loss,
@@ -59,12 +59,12 @@ def metrics_vector(
     }
     minima = {
         "ratio_min": extreme(ratio, float("inf")).amin(),
-        "clip_low_min": torch.cat([low_share, low_share.new_tensor([float("inf")])]).amin(),
+        "clip_low_min": torch.cat([low_share, low_share.new_full((1,), float("inf"))]).amin(),
         "sampler_correction_min": extreme(terms.correction, float("inf")).amin(),
     }
     maxima = {
         "ratio_max": extreme(ratio, float("-inf")).amax(),
-        "clip_high_max": torch.cat([high_share, high_share.new_tensor([float("-inf")])]).amax(),
+        "clip_high_max": torch.cat([high_share, high_share.new_full((1,), float("-inf"))]).amax(),
         "sampler_correction_max": extreme(terms.correction, float("-inf")).amax(),
     }
     return torch.stack(

@@ -38,7 +38,7 @@ def policy_loss(options: LossOptions, logps: Tensor, rows: PolicyRows, backend: 
     if backend == "triton":
         from grpo_fast.kernels import policy_loss as kernel
 
-        return PolicyTerms(*kernel.policy_loss(options, logps, rows))
+        return kernel.policy_loss(options, logps, rows)
     o, (terms, factor) = options, policy_rows(options, logps, rows)
     advantages, ratio = rows.advantages, terms.ratio
     through_ratio, direct = torch.zeros_like(logps), torch.zeros_like(logps)

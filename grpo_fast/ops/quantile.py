@@ -21,8 +21,8 @@ def _quantile(x: Tensor, q: float) -> Tensor:
     absent = (x < 0).sum()
     position = q * (len(x) - absent - 1).clamp(min=0).double()
     low = position.floor()
-    at = (absent + low.long()).clamp(max=len(x) - 1)
-    a, b = ordered[at], ordered[(at + 1).clamp(max=len(x) - 1)]
+    at = torch.stack([low, low + 1]).long().add(absent).clamp(max=len(x) - 1)
+    a, b = ordered.index_select(0, at).unbind()  # indexing with a scalar tensor would sync
     return torch.lerp(a, b, (position - low).to(x.dtype))
 
 

@@ -100,7 +100,7 @@ class Sweeps:
         """dL/dlogp of these rows; fills their share of the terms."""
         rows, s = self.rows, span.sequences
         if s is None:  # rows alone: any sequence will do, as each ratio needs only its own row
-            lengths = rows.lengths.new_tensor([span.rows.stop - span.rows.start])
+            lengths = rows.lengths.new_full((1,), span.rows.stop - span.rows.start)
             rows = rows.slice(span.rows, lengths, rows.tokens.new_ones(1))
         else:
             rows = rows.slice(span.rows, rows.lengths[s], rows.tokens[s])
