@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpo_fast.config import LossOptions, loss_options
+from grpo_fast.config import loss_options
 from grpo_fast.ops import fused_loss  # noqa: F401  registers the op
 from grpo_fast.ops.head import default_chunk_bytes
 from grpo_fast.ops.inputs import Lora, check_head, compute_dtype, is_floating, refuse_outside, same_device, shape
@@ -20,7 +20,7 @@ class GRPOLoss:
 
     Padded: hidden [B, T, H], targets [B, T], advantages [B] or [B, T], mask [B, T].
     Packed: hidden [N, H], targets [N], advantages [S] or [N], cu_seqlens [S + 1], mask [N] where there are holes.
-    hidden[.., t] predicts targets[.., t]: nothing is shifted here.
+    hidden[.., t] predicts targets[.., t]: nothing is shifted here. Where S = N, advantages are one per sequence.
     """
 
     def __init__(

@@ -57,7 +57,7 @@ def fused_loss(
             o, len(hidden), cu_seqlens, mask, advantages, truncated, num_items, hidden.device, coupled, compact
         )
         rows = PolicyRows(
-            scored.advantages, scored.weights, scored.lengths, scored.tokens, scored.pick(old_logps),
+            scored.advantages, scored.weights, scored.lengths, scored.tokens.clamp(min=1.0), scored.pick(old_logps),
             scored.pick(ref_logps), scored.pick(sampler_logps),
         )  # fmt: skip
         head_weights = HeadWeights(weight, bias, lora_a, lora_b, lora_scale, o.temperature, o.softcap or 0.0)

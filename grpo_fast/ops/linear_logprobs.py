@@ -10,6 +10,8 @@ Suffixes: M rows, H hidden, V vocabulary, r LoRA rank.
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -36,6 +38,18 @@ def reference(
     return log_p.gather(-1, targets[..., None])[..., 0], -(log_p.exp() * log_p).sum(-1)
 
 
+@overload
+def linear_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = ..., entropy: Literal[False] = ...,
+    bias: Tensor | None = ..., lora: Lora | None = ..., softcap: float | None = ..., chunk_bytes: int | None = ...,
+    backend: str = ...,
+) -> Tensor: ...  # fmt: skip
+@overload
+def linear_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = ..., entropy: Literal[True],
+    bias: Tensor | None = ..., lora: Lora | None = ..., softcap: float | None = ..., chunk_bytes: int | None = ...,
+    backend: str = ...,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 def linear_logprobs(
     hidden: Tensor,  # [..., H]
     weight: Tensor,  # [V, H]

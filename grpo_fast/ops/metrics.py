@@ -28,8 +28,11 @@ def metrics_vector(
     elif options.loss_type == "cispo":
         high = (ratio > options.resolved_epsilon_high) & (advantages > 0)
     active = live.float() if rows.keep is None else live.float() * rows.keep
-    low_share, high_share = (_per_sequence(flag & live, scored) / scored.tokens for flag in (low, high))
+    low_share, high_share = (_per_sequence(flag & live, scored) / scored.tokens.clamp(min=1) for flag in (low, high))
     counted = _per_sequence(live, scored)
+    low_min = low_share
+    if options.importance_sampling_level == "token":  # a sequence without tokens has no share; by sequence it has 0
+        low_min = torch.where(scored.tokens > 0, low_share, float("inf"))
     phi_mean = _per_sequence(torch.where(live, terms.phi, zero), scored) / counted.clamp(min=1)
 
     def total(x: Tensor) -> Tensor:
@@ -41,7 +44,7 @@ def metrics_vector(
     sums = {
         "loss": loss,
         "sequences": zero + len(scored.tokens),
-        "tokens": scored.total_tokens,
+        "tokens": scored.tokens.sum(),
         "scored_tokens": live.sum(),
         "kl": total(terms.kl),
         "entropy": total(entropy),
@@ -59,7 +62,7 @@ def metrics_vector(
     }
     minima = {
         "ratio_min": extreme(ratio, float("inf")).amin(),
-        "clip_low_min": torch.cat([low_share, low_share.new_full((1,), float("inf"))]).amin(),
+        "clip_low_min": torch.cat([low_min, low_share.new_full((1,), float("inf"))]).amin(),
         "sampler_correction_min": extreme(terms.correction, float("inf")).amin(),
     }
     maxima = {

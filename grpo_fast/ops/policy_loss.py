@@ -22,7 +22,7 @@ def couples_sequences(options: LossOptions, on_policy: bool, sampled: bool, per_
     """Whether a row's gradient needs the log-probs of its whole sequence.
 
     On policy every ratio is exactly 1, and a sequence's ratio then has the same gradient as its tokens' ratios,
-    unless advantages or the entropy quantile's choice differ within it, or the bias-corrected KL brings in its rows' KL.
+    unless advantages or the entropy quantile's choice differ within it, or the bias-corrected KL brings its rows' in.
     """
     o = options
     level = o.importance_sampling_level == "sequence"

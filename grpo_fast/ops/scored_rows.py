@@ -22,8 +22,7 @@ class ScoredRows:
     index: Tensor | None  # [N] int64 rows of the input, on its device; None: all of them, in order
     starts: list[int] | None  # [S + 1] where each sequence starts among the scored rows, where the host knows
     lengths: Tensor  # [S] int64 rows of each sequence among the scored, on the device
-    tokens: Tensor  # [S] fp32 tokens that count in each sequence, at least 1
-    total_tokens: Tensor  # scalar fp32: tokens that count, left-out rows among them
+    tokens: Tensor  # [S] fp32 tokens that count in each sequence, left-out rows among them
     advantages: Tensor  # [N] fp32
     weights: Tensor  # [N] fp32
     mask: Tensor | None  # [N] bool: which of the rows count, where index is None
@@ -103,8 +102,7 @@ def select_rows(
         index=None if index is None else move(index),
         starts=starts,
         lengths=move(kept),
-        tokens=move(tokens.clamp(min=1.0)),
-        total_tokens=move(tokens.sum()),
+        tokens=move(tokens),
         advantages=move(adv),
         weights=weights,
         mask=None if live_rows is None else move(live_rows),
