@@ -1,0 +1,71 @@
+"""The command line from outside: options, exit codes, and what doctor prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+import grpo_fast
+from grpo_fast import doctor
+from grpo_fast.cli import main, parser
+
+
+def options(of: argparse.ArgumentParser) -> set[str]:
+    return {option for action in of._actions for option in action.option_strings if option.startswith("--")}
+
+
+def test_the_options_are_frozen() -> None:
+    top = parser()
+    (commands,) = (action.choices for action in top._actions if isinstance(action, argparse._SubParsersAction))
+    assert options(top) == {"--help", "--version"}
+    assert {name: options(command) for name, command in commands.items()} == {"doctor": {"--help", "--json"}}
+
+
+def test_doctor_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["passed"] and report["version"] == grpo_fast.__version__
+    assert {backend["name"] for backend in report["backends"]} == {"torch", "native", "triton"}
+    assert 0 < report["loss"]["error"] < 1e-2 and report["loss"]["ms"] > 0
+
+
+def test_doctor_is_plain_when_piped_and_default() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-m", "grpo_fast"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "No command given" in done.stdout and "\x1b" not in done.stdout
+    assert "The loss works" in done.stdout
+
+
+def test_an_unusable_backend_is_a_failure_with_its_reason(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRPO_FAST_BACKEND", "abacus")
+    assert main(["doctor"]) == 1
+    assert "abacus" in capsys.readouterr().out
+
+
+def test_an_inaccurate_loss_fails() -> None:
+    accurate = doctor.LossCheck("cpu", "float32", error=1e-6, torch_error=1e-6, ms=1.0, torch_ms=1.0)
+    assert accurate.passed
+    for error in (1e-5, float("inf"), float("nan")):
+        assert not doctor.LossCheck("cpu", "float32", error=error, torch_error=1e-6, ms=1.0, torch_ms=1.0).passed
+
+
+def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["nonsense"], ["doctor", "--nonsense"]):
+        with pytest.raises(SystemExit) as exit_:
+            main(argv)
+        assert exit_.value.code == 2
+        assert "usage:" in capsys.readouterr().err
+
+
+def test_packages_are_found_by_their_distribution_names() -> None:
+    assert (doctor.installed("torch") is None) == (find_spec("torch") is None)
+    assert doctor.installed("no-such-distribution") is None
