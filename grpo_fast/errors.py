@@ -33,3 +33,11 @@ class PromptTooLong(GRPOFastError):
 
 class BadGroup(GRPOFastError):
     """A group whose parts contradict each other: an empty completion, log-probs of another length, …."""
+
+
+class BadSampling(GRPOFastError):
+    """A sampling setting that says nothing, or contradicts the model or the other settings."""
+
+
+class Diverged(GRPOFastError):
+    """Logits that are not finite: no token can be drawn from them."""

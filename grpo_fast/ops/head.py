@@ -21,7 +21,7 @@ from grpo_fast.ops.backends import choose
 from grpo_fast.ops.rows import exp_rows, grad_rows, stats_rows
 from grpo_fast.rowstats import RowStats
 
-CPU_CHUNK_BYTES = 512 << 20
+CPU_CHUNK_BYTES = 256 << 20
 CUDA_SHARE = 32  # of the device's memory: 2.3 GB of 80, 4.4 of 141
 WIDEN_BYTES = 32 << 20
 CUDA_ROW_MULTIPLE = 128
