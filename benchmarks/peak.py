@@ -26,8 +26,8 @@ from cases import Case, Inputs, make_inputs
 from measure import import_package, synchronize
 from peers import IMPLEMENTATIONS, Implementation
 
-_CLEAR_REFS = Path("/proc/self/clear_refs")
-_CHILD_ENV = {
+CLEAR_REFS = Path("/proc/self/clear_refs")
+CHILD_ENV = {
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_TRIM_THRESHOLD_": "65536",
     "MALLOC_ARENA_MAX": "1",
@@ -74,7 +74,7 @@ def peak_cuda(run: Callable[[], object], inputs: Inputs) -> float:
 
 def peaks_cpu(name: str, cases: Sequence[Case], threads: int, tick: Callable[[], None]) -> dict[Case, float | None]:
     """Megabytes per case, or None where a case failed or the system keeps no resettable high-water mark."""
-    if not os.access(_CLEAR_REFS, os.W_OK):
+    if not os.access(CLEAR_REFS, os.W_OK):
         return dict.fromkeys(cases)
     request = {"name": name, "threads": threads, "cases": [_pack(case) for case in cases]}
     child = subprocess.Popen(
@@ -83,7 +83,7 @@ def peaks_cpu(name: str, cases: Sequence[Case], threads: int, tick: Callable[[],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env=os.environ | _CHILD_ENV,
+        env=os.environ | CHILD_ENV,
     )
     assert child.stdin is not None and child.stdout is not None
     with child:
@@ -113,18 +113,18 @@ def peaks_of(implementation: Implementation, cases: Sequence[Case]) -> Iterator[
         warm_up(implementation, case, device)
         inputs = implementation.prepare(make_inputs(case, device, realistic=False))
         run = step(implementation, inputs, case)
-        before = _resident("VmRSS", reset=True)
+        before = resident("VmRSS", reset=True)
         run()
-        yield max(0.0, (_resident("VmHWM") - before - _gradient_bytes(inputs)) / 1e6)
+        yield max(0.0, (resident("VmHWM") - before - _gradient_bytes(inputs)) / 1e6)
 
 
-def _resident(field: Literal["VmRSS", "VmHWM"], *, reset: bool = False) -> int:
+def resident(field: Literal["VmRSS", "VmHWM"], *, reset: bool = False) -> int:
     if reset:
         gc.collect()
         malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
         if malloc_trim is not None:
             malloc_trim(0)
-        _CLEAR_REFS.write_text("5")
+        CLEAR_REFS.write_text("5")
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024

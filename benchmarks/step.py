@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from measure import commit, interleave, machine, versions
-from step_sides import FULL_2B, QUICK, Scale, counting, peak_mb, sides, worst_gradient_difference
+from progress import Progress
+from step_sides import FULL_2B, QUICK, SIDES, Scale, counting, peak_mb, sides, worst_gradient_difference
 
 ALLOWED_GRADIENT_DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.1}
 
@@ -31,35 +32,42 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     rounds = 1 if args.quick else args.rounds
     base = QUICK if args.quick else FULL_2B if args.device == "cuda" else Scale()
     base = replace(base, device=args.device, dtype="float32" if args.quick else base.dtype)
-    rows = [measure(base, trained, rounds, args.threads) for trained in (False, True)]
+    plan = [(base, False, rounds), (base, True, rounds)]
     if not args.quick and not args.no_vocabulary and base.vocab != 151936:
-        rows.append(measure(replace(base, vocab=151936), False, min(rounds, 3), args.threads))
+        plan.append((replace(base, vocab=151936), False, min(rounds, 3)))
+    trl = None
+    with Progress() as progress:
+        progress.expect(sum(len(SIDES) * (count + 2) for _, _, count in plan))
+        rows = [measure(scale, trained, count, args.threads, progress) for scale, trained, count in plan]
+        if not args.no_trl:
+            from step_trl import measure_trl
+
+            progress.say("TRL's GRPOTrainer")
+            trl = measure_trl(args.device, rounds, quick=args.quick)
     result: dict[str, Any] = {
         "speedup_vs_repeated": rows[0]["speedup"],
         "speedup_vs_repeated_trained": rows[1]["speedup"],
-        "speedup_vs_trl": None,
+        "speedup_vs_trl": trl and trl["speedup"],
         "flops_vs_repeated": rows[0]["flops_ratio"],
         "flops_vs_repeated_trained": rows[1]["flops_ratio"],
         "peak_memory_vs_repeated": rows[0]["peak_ratio"],
         "peak_memory_vs_repeated_trained": rows[1]["peak_ratio"],
         "step": rows,
+        "trl": trl,
     }
-    if not args.no_trl:
-        from step_trl import measure_trl
-
-        trl = measure_trl(args.device, rounds, quick=args.quick)
-        result |= {"speedup_vs_trl": trl["speedup"], "trl": trl}
     device = torch.device(args.device)
     return result | {"machine": machine(device), "versions": versions(), "commit": commit()}
 
 
-def measure(scale: Scale, trained: bool, rounds: int, threads: int) -> dict[str, Any]:
+def measure(scale: Scale, trained: bool, rounds: int, threads: int, progress: Progress) -> dict[str, Any]:
+    progress.say(f"V={scale.vocab}, tower {'trained' if trained else 'frozen'}")
     made = sides(scale, trained)
     counts = {}
     for name, (model, step) in made.items():
         with counting(model) as found:
             step()
         counts[name] = found
+        progress.tick()
     difference = worst_gradient_difference(made["ours"][0], made["repeated"][0])
     if not difference < ALLOWED_GRADIENT_DIFFERENCE[scale.dtype]:
         raise RuntimeError(f"gradients differ by {difference:.1e} from those of repeated prompts: no time is reported")
@@ -73,9 +81,12 @@ def measure(scale: Scale, trained: bool, rounds: int, threads: int) -> dict[str,
 
         return run_step
 
-    timings = interleave({name: fresh(name) for name in made}, rounds, torch.device(scale.device), lambda: None)
+    timings = interleave({name: fresh(name) for name in made}, rounds, torch.device(scale.device), progress.tick)
     made.clear()
-    peaks = {name: peak_mb(scale, name, trained, threads) for name in counts}
+    peaks = {}
+    for name in counts:
+        peaks[name] = peak_mb(scale, name, trained, threads)
+        progress.tick()
     images = {name: found.patches / scale.image**2 for name, found in counts.items()}
     return {
         "tower": "trained" if trained else "frozen",

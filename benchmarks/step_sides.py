@@ -229,7 +229,7 @@ def peak_mb(scale: Scale, side: str, trained: bool, threads: int) -> float | Non
     its own where freed blocks go back at once (see peak.py); the allocator's own mark on CUDA. None elsewhere."""
     import peak
 
-    if scale.device == "cpu" and not os.access(peak._CLEAR_REFS, os.W_OK):
+    if scale.device == "cpu" and not os.access(peak.CLEAR_REFS, os.W_OK):
         return None
     request = {"scale": asdict(scale), "side": side, "trained": trained, "threads": threads}
     child = subprocess.run(
@@ -237,7 +237,7 @@ def peak_mb(scale: Scale, side: str, trained: bool, threads: int) -> float | Non
         input=json.dumps(request),
         capture_output=True,
         text=True,
-        env=os.environ | peak._CHILD_ENV,
+        env=os.environ | peak.CHILD_ENV,
     )
     if child.returncode != 0:
         raise RuntimeError(f"measuring the memory of {side!r} failed:\n{child.stderr[-2000:]}")
@@ -263,9 +263,9 @@ def _serve() -> None:
         step()
         extra = torch.cuda.max_memory_allocated() - before
     else:
-        before = peak._resident("VmRSS", reset=True)
+        before = peak.resident("VmRSS", reset=True)
         step()
-        extra = peak._resident("VmHWM") - before
+        extra = peak.resident("VmHWM") - before
     print(extra / 1e6)
 
 

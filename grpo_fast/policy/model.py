@@ -51,6 +51,11 @@ class GRPOPolicy(nn.Module):
         _refuse_unsupported(_base(model).config)
         self.model = model
         self.loss = GRPOLoss() if loss is None else loss
+        if self.loss.options.gradient_accumulation_steps != 1:
+            raise ValueError(
+                "the packer weighs micro-batches itself: leave the loss's gradient_accumulation_steps at 1, "
+                f"not {self.loss.options.gradient_accumulation_steps}"
+            )
         self.autocast_dtype, self.attention = autocast, attention
         self.features = FeatureCache(feature_cache_bytes)
         register()

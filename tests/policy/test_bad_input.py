@@ -165,3 +165,8 @@ def test_attention_backends_are_named():
     with pytest.raises(AttentionBackendError, match="no attention backend 'flash'"):
         choose_attention("flash", "cpu", torch.bfloat16, 64)
     assert PAD == 0
+
+
+def test_a_loss_that_divides_by_accumulation_itself_is_refused(model):
+    with pytest.raises(ValueError, match="gradient_accumulation_steps at 1, not 4"):
+        GRPOPolicy(model, GRPOLoss(gradient_accumulation_steps=4))
