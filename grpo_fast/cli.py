@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import grpo_fast
+from grpo_fast import generate
 from grpo_fast.errors import GRPOFastError
 
 EXAMPLES = """\
@@ -15,6 +16,8 @@ examples:
   grpo-fast doctor --json      the same for programs
   GRPO_FAST_BACKEND=torch grpo-fast doctor
                                the same with every op in plain torch
+  grpo-fast generate --model Qwen/Qwen2-VL-2B-Instruct --image scan.png --prompt "What is shown?"
+                               an answer; --completions 8 for a group of them
 
 exit codes: 0 fine, 1 the run failed, 2 wrong usage
 """
@@ -37,6 +40,13 @@ def parser() -> argparse.ArgumentParser:
         "and runs the loss forward and backward against plain torch in fp64. Fails if it is less accurate than torch.",
     )
     doctor.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    generate.add_arguments(
+        commands.add_parser(
+            "generate",
+            help="completions of a question about images",
+            description="Samples completions of each prompt: every image encoded once, every prompt computed once.",
+        )
+    )
     return top
 
 
@@ -58,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from grpo_fast import doctor
 
+    if arguments.command == "generate":
+        return generate.run(arguments)
     if arguments.command is None:
         print("No command given: running `grpo-fast doctor` (`grpo-fast --help` lists what there is).\n")
     return doctor.run(as_json=arguments.command is not None and arguments.json)

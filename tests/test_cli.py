@@ -24,7 +24,14 @@ def test_the_options_are_frozen() -> None:
     top = parser()
     (commands,) = (action.choices for action in top._actions if isinstance(action, argparse._SubParsersAction))
     assert options(top) == {"--help", "--version"}
-    assert {name: options(command) for name, command in commands.items()} == {"doctor": {"--help", "--json"}}
+    assert {name: options(command) for name, command in commands.items()} == {
+        "doctor": {"--help", "--json"},
+        "generate": {
+            "--help", "--model", "--prompt", "--image", "--completions", "--max-tokens", "--temperature", "--top-k",
+            "--top-p", "--min-p", "--repetition-penalty", "--greedy", "--stop", "--seed", "--max-pixels", "--dtype",
+            "--device", "--json",
+        },
+    }  # fmt: skip
 
 
 def test_doctor_json(capsys: pytest.CaptureFixture[str]) -> None:
