@@ -1,11 +1,7 @@
-"""Run by test_two_ranks.py: what the loss reduces over ranks, on two gloo ranks. Prints one JSON object."""
+"""Run by test_two_ranks.py: what the loss reduces over ranks, on two gloo ranks."""
 
-import json
-import tempfile
-
+import ranks
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from grpo_fast import GRPOLoss
 from grpo_fast.ops.quantile import high_entropy_rows
@@ -25,18 +21,10 @@ def adaptive_step(rank: int) -> float:
     return loss_fn.update_entropy_coef()
 
 
-def worker(rank: int, rendezvous: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2, init_method=f"file://{rendezvous}")
+def work(rank: int) -> dict[str, object]:
     keep = high_entropy_rows(entropies()[rank], None, 0.3)
-    found = [None, None]
-    dist.all_gather_object(found, {"keep": keep.tolist(), "coef": adaptive_step(rank)})
-    if rank == 0:
-        print(json.dumps(found), flush=True)
-    dist.barrier()
-    dist.destroy_process_group()
+    return {"keep": keep.tolist(), "coef": adaptive_step(rank)}
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(worker, args=(f"{folder}/rendezvous",), nprocs=2)
+    ranks.run(work)

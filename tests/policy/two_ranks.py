@@ -1,26 +1,22 @@
 """Run by test_distributed.py: two gloo ranks train one step under DDP or FSDP2 and compare with one rank's gradients.
 
-Prints one JSON object: case -> {"error": worst relative gradient difference, "logps": worst difference, …}.
+Each rank gives case -> {"error": worst relative gradient difference, "logps": worst difference, …}.
 """
 
 import copy
-import gc
-import json
-import sys
-import tempfile
 
 import peft
+import ranks
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from policy_lab import group, picture, prompt, tiny_model
+from ranks import WORLD
 from torch.nn.parallel import DistributedDataParallel
 
 from grpo_fast.policy.model import GRPOPolicy
 from grpo_fast.policy.packing import Packer
 from grpo_fast.policy.sharding import shard
 
-WORLD = 2
 CASES = [
     (wrap, kind, variant)
     for wrap, kind in (("ddp", "qwen2_vl"), ("fsdp2", "qwen2_vl"))
@@ -74,18 +70,9 @@ def compare(rank, wrap, kind, variant):
     return {"error": error, "logps": difference.item(), "missing": missing, "parameters": len(found)}
 
 
-def worker(rank, rendezvous):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=WORLD, init_method=f"file://{rendezvous}")
-    results = {", ".join(case): compare(rank, *case) for case in CASES}
-    if rank == 0:
-        print(json.dumps(results))
-        sys.stdout.flush()
-    gc.collect()  # DDP and FSDP2 objects let go of the process group before it ends
-    dist.barrier()
-    dist.destroy_process_group()
+def work(rank):
+    return {", ".join(case): compare(rank, *case) for case in CASES}
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(worker, args=(f"{folder}/rendezvous",), nprocs=WORLD)  # pyright: ignore[reportPrivateImportUsage]
+    ranks.run(work)

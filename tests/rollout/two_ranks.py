@@ -1,17 +1,16 @@
 """Run by test_distributed.py: two gloo ranks generate under DDP or FSDP2 as one rank does alone.
 
-Prints one JSON object: case -> {"tokens": all equal, "sharded": shards again, "gathers": all-gathers, …}.
+Each rank gives a list of {"tokens": all equal, "sharded": shards again, "gathers": all-gathers, …}.
 """
 
 import copy
-import json
-import tempfile
 from dataclasses import replace
 
+import ranks
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from policy_lab import tiny_model
+from ranks import WORLD
 from rollout_lab import mixed_prompts
 from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 from torch.distributed.tensor import DTensor
@@ -21,7 +20,6 @@ from grpo_fast.policy import GRPOPolicy, Packer
 from grpo_fast.policy.sharding import shard
 from grpo_fast.rollout import Engine, SamplingParams
 
-WORLD = 2
 CASES = [("ddp", {}), ("fsdp2", {}), ("fsdp2", {"reshard_after_forward": False}), ("fsdp2", {"trained first": True})]
 
 
@@ -70,17 +68,9 @@ def _with_advantages(one):
     return replace(one, advantages=torch.tensor([1.0, -1.0]))
 
 
-def worker(rank, rendezvous):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=WORLD, init_method=f"file://{rendezvous}")
-    results = [{"case": f"{wrap} {options}", **compare(rank, wrap, dict(options))} for wrap, options in CASES]
-    everyone = [None] * WORLD
-    dist.all_gather_object(everyone, results)
-    if rank == 0:
-        print(json.dumps([result for one in everyone for result in one]))
-    dist.destroy_process_group()
+def work(rank):
+    return [{"case": f"{wrap} {options}", **compare(rank, wrap, dict(options))} for wrap, options in CASES]
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(worker, (f"{folder}/rendezvous",), nprocs=WORLD)
+    ranks.run(work)
