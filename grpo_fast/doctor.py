@@ -16,6 +16,7 @@ from torch import Tensor
 
 import grpo_fast
 from grpo_fast.ops import backends
+from grpo_fast.policy.attention import usable_attention
 
 PACKAGES = (
     "torch", "triton", "numpy", "transformers", "trl", "peft", "liger-kernel", "flash-attn", "xformers", "torchvision",
@@ -63,6 +64,7 @@ class Report:
     devices: dict[str, str]
     backends: list[Backend]
     choices: list[Choice]
+    attention: list[Backend]  # by preference: the first usable one serves, for bf16 and head size 128
     loss: LossCheck | None
     failure: str | None  # why the loss did not run
 
@@ -96,6 +98,7 @@ def examine() -> Report:
         devices=devices(),
         backends=[Backend(name, *backends.usable(name)) for name in backends.BACKENDS],
         choices=[choice(op, device, dtype) for op in backends.OPS],
+        attention=[Backend(name, why is None, why or "usable") for name, why in usable_attention().items()],
         loss=loss,
         failure=failure,
     )
@@ -202,6 +205,11 @@ def show(report: Report) -> None:
     table("Devices", [("", *device) for device in report.devices.items()])
     table("Backends", [(verdict(b.usable), b.name, b.reason) for b in report.backends])
     table("Each op takes", [(verdict(c.backend is not None), c.op, c.backend or c.reason) for c in report.choices])
+    serving = next(a.name for a in report.attention if a.usable)
+    table(
+        f"Attention of GRPOPolicy: {serving} serves",
+        [(verdict(a.usable), a.name, a.reason) for a in report.attention],
+    )
     check = report.loss
     if check is None:
         console.print(f"The loss did not run: {report.failure}", style="bold red")

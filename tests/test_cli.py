@@ -39,6 +39,7 @@ def test_doctor_json(capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(capsys.readouterr().out)
     assert report["passed"] and report["version"] == grpo_fast.__version__
     assert {backend["name"] for backend in report["backends"]} == {"torch", "native", "triton"}
+    assert {one["name"]: one["usable"] for one in report["attention"]}["sdpa"]
     assert 0 < report["loss"]["error"] < 1e-2 and report["loss"]["ms"] > 0
 
 

@@ -59,7 +59,7 @@ class GRPOPolicy(nn.Module):
         self.autocast_dtype, self.attention = autocast, attention
         self.features = FeatureCache(feature_cache_bytes)
         register()
-        for part in (self._core.language_model, self._core.visual):
+        for part in (self.core.language_model, self.core.visual):
             part.config._attn_implementation = ATTENTION
         if checkpointing:
             _base(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -69,13 +69,18 @@ class GRPOPolicy(nn.Module):
         return _base(self.model).config
 
     @property
+    def core(self) -> Any:
+        """The model below its head: `visual` and `language_model`."""
+        return _base(self.model).model
+
+    @property
     def prompt_spec(self) -> PromptSpec:
         return PromptSpec.of(self.config)
 
     def forward(self, batch: PackedBatch) -> LossOutput:
         if batch.advantages is None:
             raise ValueError("the batch has no advantages: give them in its groups, or ask for logps(batch)")
-        with self._precision():
+        with self.precision():
             hidden, head = self._scored_hidden(batch)
             out = self.loss(
                 hidden,
@@ -99,7 +104,7 @@ class GRPOPolicy(nn.Module):
 
         `reference`: under the model with its adapters turned off.
         """
-        with self._evaluating(), self._precision(), self._adapters_off() if reference else nullcontext():
+        with self._evaluating(), self.precision(), self._adapters_off() if reference else nullcontext():
             hidden, head = self._scored_hidden(batch)
             options = self.loss.options
             scored = batch.scored.index.shape[0]
@@ -117,17 +122,14 @@ class GRPOPolicy(nn.Module):
 
     def encode(self, inputs: Sequence[VisionInput]) -> tuple[VisionFeatures, ...]:
         """Features of each image or video under the tower as it is, without gradient; frozen towers remember them."""
-        with torch.no_grad(), self._precision():
+        with torch.no_grad(), self.precision():
             return self._encode(inputs, [None] * len(inputs))
 
-    @property
-    def _core(self) -> Any:
-        return _base(self.model).model
-
-    def _precision(self) -> AbstractContextManager[Any]:
+    def precision(self) -> AbstractContextManager[Any]:
+        """The autocast that every forward of the policy runs under."""
         if self.autocast_dtype is None:
             return nullcontext()
-        return torch.autocast(self._core.language_model.embed_tokens.weight.device.type, self.autocast_dtype)
+        return torch.autocast(self.core.language_model.embed_tokens.weight.device.type, self.autocast_dtype)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -148,7 +150,7 @@ class GRPOPolicy(nn.Module):
 
     def _scored_hidden(self, batch: PackedBatch) -> tuple[Tensor, HeadOperands]:
         """[N, H] hidden states that predict the targets; zeros where a completion is not in the model."""
-        language_model = self._core.language_model
+        language_model = self.core.language_model
         embeds, extra = self._embeds(batch)
         hidden = language_model(
             inputs_embeds=embeds[None],
@@ -165,8 +167,8 @@ class GRPOPolicy(nn.Module):
 
     def _embeds(self, batch: PackedBatch) -> tuple[Tensor, dict[str, Any]]:
         """[T, H] token embeddings with vision features in their places, and Qwen3-VL's later features."""
-        visual = self._core.visual
-        embeds = self._core.language_model.embed_tokens(batch.input_ids)
+        visual = self.core.visual
+        embeds = self.core.language_model.embed_tokens(batch.input_ids)
         inputs, cached = batch.vision, batch.features
         blank = not inputs and _tower_is_collective(visual)
         if blank:
@@ -188,7 +190,7 @@ class GRPOPolicy(nn.Module):
     def _encode(
         self, inputs: Sequence[VisionInput], given: Sequence[VisionFeatures | None]
     ) -> tuple[VisionFeatures, ...]:
-        visual = self._core.visual
+        visual = self.core.visual
         if _trained(visual):
             return vision.encode(visual, inputs, self.attention)
 

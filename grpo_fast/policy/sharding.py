@@ -14,7 +14,7 @@ from grpo_fast.policy.model import GRPOPolicy
 
 def shard(policy: GRPOPolicy, **options: Any) -> GRPOPolicy:
     """`options` are those of `torch.distributed.fsdp.fully_shard` (mesh, mp_policy, reshard_after_forward, …)."""
-    core = policy._core
+    core = policy.core
     for block in (*core.language_model.layers, *core.visual.blocks):
         fully_shard(block, **options)
     fully_shard(policy, **options)

@@ -116,10 +116,10 @@ class Engine:
         self.stats = RolloutStats(len(prompts) * group_size)
         if not prompts:
             return []
-        core = self.policy._core
+        core = self.policy.core
         with (
             rollout_weights(self.policy, self.options.merge_adapters),
-            self.policy._precision(),
+            self.policy.precision(),
             rollout_attention(core.language_model),
         ):
             room = [prompt.input_ids.numel() for prompt in prompts]
@@ -193,7 +193,7 @@ class Engine:
 
     def _cache_shape(self) -> CacheShape:
         text = self.policy.config.text_config
-        weight = self.policy._core.language_model.embed_tokens.weight
+        weight = self.policy.core.language_model.embed_tokens.weight
         return CacheShape(
             layers=text.num_hidden_layers,
             kv_heads=text.num_key_value_heads,

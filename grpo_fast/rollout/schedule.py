@@ -52,7 +52,7 @@ class Rollout:
     def __init__(self, engine: Engine, pool: KVPool, request: Request) -> None:
         self.engine, self.pool, self.request = engine, pool, request
         self.prompts, self.group_size, self.params = request.prompts, request.group_size, request.params
-        self.policy, self.core, self.spec = engine.policy, engine.policy._core, engine.policy.prompt_spec
+        self.policy, self.core, self.spec = engine.policy, engine.policy.core, engine.policy.prompt_spec
         self.stats = engine.stats
         banned, self.stops = (
             engine.banned_tokens(self.params),

@@ -59,7 +59,7 @@ def compare(rank, wrap, options):
     single.zero_grad()
     model.zero_grad()
     model(batch).loss.backward()  # the step after a rollout still gathers, reduces and frees
-    modules = len(policy._core.language_model.layers) + len(policy._core.visual.blocks) + 1 if wrap == "fsdp2" else 0
+    modules = len(policy.core.language_model.layers) + len(policy.core.visual.blocks) + 1 if wrap == "fsdp2" else 0
     restored = all(sharded) if wrap == "fsdp2" else not any(sharded)
     return {"tokens": same, "sharded": restored, "gathers": gathers, "sharded_modules": modules}
 
