@@ -100,9 +100,10 @@ def _backward(ctx, grad_loss, *_):  # type: ignore[no-untyped-def]
 
 def scaled(grad: Tensor, factor: Tensor) -> Tensor:
     """grad * factor; in place where the graph is not kept, so that no second copy of dW is made."""
-    factor = factor.to(grad.dtype) if grad.dtype == torch.float64 else factor
     if torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph():  # pyright: ignore
         return (grad * factor).to(grad.dtype)
+    if factor.device.type == "cpu" and factor.item() == 1.0:
+        return grad
     return grad.mul_(factor)
 
 
