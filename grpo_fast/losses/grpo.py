@@ -11,7 +11,16 @@ from torch import Tensor
 from grpo_fast.config import loss_options
 from grpo_fast.ops import fused_loss  # noqa: F401  registers the op
 from grpo_fast.ops.head import default_chunk_bytes
-from grpo_fast.ops.inputs import Lora, check_head, compute_dtype, is_floating, refuse_outside, same_device, shape
+from grpo_fast.ops.inputs import (
+    Lora,
+    check_head,
+    compute_dtype,
+    is_floating,
+    refuse_outside,
+    same_device,
+    shape,
+    wanted_grads,
+)
 from grpo_fast.types import LossOutput, Metrics
 
 
@@ -70,8 +79,7 @@ class GRPOLoss:
         refuse_outside(targets, weight.shape[0], low=0, mask=mask)
         _check_advantages(advantages, targets, sequences)
         self._check_needs(ref_logps, sampler_logps, truncated, sequences)
-        heads = (hidden, weight, bias, lora_a, lora_b)
-        wants = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in heads]
+        wants = wanted_grads(hidden, weight, bias, lora_a, lora_b)
 
         def flat(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.detach().reshape(-1)

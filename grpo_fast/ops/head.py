@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,17 +40,13 @@ class HeadWeights:
     softcap: float = 0.0  # 0: none
 
 
-@dataclass(slots=True)
-class HeadGrads:
+class HeadGrads(NamedTuple):
     """Gradients to fill; None where nobody wants one."""
 
     weight: Tensor | None = None
     bias: Tensor | None = None
     lora_a: Tensor | None = None
     lora_b: Tensor | None = None
-
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        return self.weight, self.bias, self.lora_a, self.lora_b
 
 
 @dataclass(slots=True)
@@ -282,7 +279,7 @@ class Head:
         """The gradients in their parameters' dtypes; empty where none was wanted."""
         return [
             self.weights.weight.new_empty(0) if grad is None or x is None else grad.to(x.dtype)
-            for grad, x in zip(grads.tensors(), self._parameters(), strict=True)
+            for grad, x in zip(grads, self._parameters(), strict=True)
         ]
 
     def _parameters(self) -> tuple[Tensor | None, ...]:

@@ -33,6 +33,11 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
     return hidden.dtype
 
 
+def wanted_grads(*inputs: Tensor | None) -> list[bool]:
+    """For which of these autograd waits."""
+    return [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
+
+
 def check_head(
     hidden: Tensor,
     weight: Tensor,

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from grpo_fast.ops import flops
 from grpo_fast.ops.head import Chunk, Head, HeadWeights, Layout, default_chunk_bytes, fake_grads, layout
-from grpo_fast.ops.inputs import Lora, check_head, compute_dtype, refuse_outside
+from grpo_fast.ops.inputs import Lora, check_head, compute_dtype, refuse_outside, wanted_grads
 from grpo_fast.rowstats import RowStats
 
-WORK = 5
+WORK = 5  # among the outputs of both ops
+WANTS = 3  # among the settings: all that follows the targets
 
 
 def reference(
@@ -66,9 +67,7 @@ def linear_logprobs(
     """Log-probs of the targets, fp32 (fp64 for fp64 inputs); with `entropy` also the entropies, both differentiable."""
     rows, y, lora_a, lora_b, lora_scale = check_head(hidden, weight, targets, bias, lora, temperature, softcap)
     refuse_outside(targets, weight.shape[0])
-    wants = [
-        torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden, weight, bias, lora_a, lora_b)
-    ]
+    wants = wanted_grads(hidden, weight, bias, lora_a, lora_b)
     logps, entropies, *_ = torch.ops.grpo_fast.linear_logprobs(
         rows, weight, bias, lora_a, lora_b, y, lora_scale, temperature, softcap or 0.0, wants, entropy,
         compute_dtype(hidden), default_chunk_bytes(hidden.device) if chunk_bytes is None else chunk_bytes, backend,
@@ -128,22 +127,8 @@ def _forward(
 
 
 @_forward.register_fake
-def _(
-    hidden,
-    weight,
-    bias,
-    lora_a,
-    lora_b,
-    targets,
-    lora_scale,
-    temperature,
-    softcap,
-    wants,
-    entropy_wanted,
-    dtype,
-    chunk_bytes,
-    backend,
-):  # type: ignore[no-untyped-def]
+def _(hidden, weight, bias, lora_a, lora_b, targets, *settings):  # type: ignore[no-untyped-def]
+    wants, _, dtype, chunk_bytes, backend = settings[WANTS:]
     m, (v, h) = len(hidden), weight.shape
     form = layout(hidden.device, dtype, backend)
     keeps_rows = _keeps_rows(m, v, h, wants, form, chunk_bytes)
@@ -204,29 +189,8 @@ def _backward_op(
 
 
 @_backward_op.register_fake
-def _(
-    grad,
-    grad_entropy,
-    logps,
-    entropy,
-    s,
-    unit,
-    kept,
-    hidden,
-    weight,
-    bias,
-    lora_a,
-    lora_b,
-    targets,
-    lora_scale,
-    temperature,
-    softcap,
-    wants,
-    entropy_wanted,
-    dtype,
-    chunk_bytes,
-    backend,
-):  # type: ignore[no-untyped-def]
+def _(grad, grad_entropy, logps, entropy, s, unit, kept, hidden, weight, bias, lora_a, lora_b, targets, *settings):  # type: ignore[no-untyped-def]
+    wants = settings[WANTS]
     return (*fake_grads(wants, hidden, weight, bias, lora_a, lora_b), torch.empty((), dtype=torch.int64, device="cpu"))
 
 
@@ -240,7 +204,7 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, grad, grad_entropy, *_):  # type: ignore[no-untyped-def]
-    wants = ctx.settings[3]
+    wants = ctx.settings[WANTS]
     none = (None,) * 9
     if grad is None and grad_entropy is None:
         return (*(None for _ in wants), *none)
