@@ -41,3 +41,19 @@ class BadSampling(GRPOFastError):
 
 class Diverged(GRPOFastError):
     """Logits that are not finite: no token can be drawn from them."""
+
+
+class BadData(GRPOFastError):
+    """A record of a data file that cannot be used: the message names file, line and reason."""
+
+
+class BadReward(GRPOFastError):
+    """A reward function that cannot be loaded, raises, or returns what is no reward."""
+
+
+class BadSettings(GRPOFastError):
+    """A setting that is unknown, or contradicts another."""
+
+
+class RunFailed(GRPOFastError):
+    """A run that had begun and cannot go on: what it had written is kept. Exit code 1."""
