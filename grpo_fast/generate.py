@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo_fast.errors import BadCheckpoint, BadImage
+from grpo_fast.errors import BadImage
 from grpo_fast.types import Group, Sample
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="a folder with a checkpoint, or a name on the hub")
+    parser.add_argument("--model", required=True, help="a folder with a checkpoint or an adapter, or a name on the hub")
     parser.add_argument("--prompt", required=True, action="append", help="the question; may be given several times")
     parser.add_argument(
         "--image", action="append", default=[], type=Path, metavar="FILE",
@@ -45,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from grpo_fast.policy.processor import Processor
-    from grpo_fast.rollout import Engine, SamplingParams
+    from grpo_fast.evaluate.models import load_engine, load_processor
+    from grpo_fast.rollout import SamplingParams
     from grpo_fast.rollout.progress import progress_bar
 
     sampling = SamplingParams(
@@ -54,9 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
         min_p=arguments.min_p, repetition_penalty=arguments.repetition_penalty, max_tokens=arguments.max_tokens,
         stop_strings=tuple(arguments.stop), seed=arguments.seed,
     )  # fmt: skip
-    processor = Processor.from_pretrained(arguments.model, max_pixels=arguments.max_pixels)
+    processor = load_processor(arguments.model, arguments.max_pixels)
     prompts = [processor(sample) for sample in _samples(arguments.prompt, arguments.image)]
-    engine = Engine(_load(arguments.model, arguments.dtype, arguments.device), tokenizer=processor.tokenizer)
+    engine = load_engine(arguments.model, processor.tokenizer, dtype=arguments.dtype, device=arguments.device)
     with nullcontext() if arguments.json else progress_bar() as watch:
         groups = engine.generate(prompts, arguments.completions, sampling, watch=watch)
     found = [_described(group, processor.tokenizer) for group in groups]
@@ -91,18 +91,6 @@ def _opener(path: Path) -> Callable[[], Image]:
         return Image.open(path)
 
     return load
-
-
-def _load(name: str, dtype: str, device: str | None) -> Any:
-    import torch
-    from transformers import AutoModelForImageTextToText
-
-    try:
-        model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise BadCheckpoint(f"{name}: its weights cannot be loaded: {error}") from error
-    model.requires_grad_(False)
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _described(group: Group, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

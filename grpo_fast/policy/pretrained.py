@@ -1,4 +1,5 @@
-"""What a local folder or hub repository says about its prompts, in every layout that the hub has used."""
+"""What a local folder or hub repository holds: its weights, and what it says about its prompts in every layout that the
+hub has used."""
 
 from __future__ import annotations
 
@@ -10,6 +11,23 @@ from grpo_fast.errors import BadCheckpoint
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+
+def load_model(name: str | Path, dtype: Any, *, trust_remote_code: bool = False) -> Any:
+    """`dtype`: torch's, or "auto" for the checkpoint's own. Pickled weights are not read, missing ones not made up."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            name, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise BadCheckpoint(f"{name}: its weights cannot be loaded: {first_line(error)}") from error
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise BadCheckpoint(f"{name}: {len(missing)} weights are missing, {missing[0]} the first")
+    return model
 
 
 def load_tokenizer_and_config(name: str | Path) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
@@ -59,3 +77,7 @@ def read(name: str | Path, filename: str) -> str | None:
         return Path(hf_hub_download(str(name), filename)).read_text(encoding="utf-8")
     except EntryNotFoundError:
         return None
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,1 @@
+"""`grpo-fast report`: run folders as one self-contained HTML page."""
