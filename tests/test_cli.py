@@ -20,18 +20,43 @@ def options(of: argparse.ArgumentParser) -> set[str]:
     return {option for action in of._actions for option in action.option_strings if option.startswith("--")}
 
 
+def commands_of(of: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    found = [action.choices for action in of._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(found[0]) if found else {}
+
+
 def test_the_options_are_frozen() -> None:
+    """Those of train and sft, which are their settings, are frozen in train/test_flags.py."""
     top = parser()
-    (commands,) = (action.choices for action in top._actions if isinstance(action, argparse._SubParsersAction))
+    commands = commands_of(top)
     assert options(top) == {"--help", "--version"}
-    assert {name: options(command) for name, command in commands.items()} == {
+    assert {name: options(one) for name, one in commands.items() if name not in ("train", "sft")} == {
+        "data": {"--help"},
         "doctor": {"--help", "--json"},
+        "eval": {
+            "--help", "--model", "--data", "--image-folders", "--train-data", "--prompt", "--max-samples",
+            "--max-tokens", "--batch", "--max-pixels", "--seed", "--dtype", "--device", "--output", "--json",
+        },
         "generate": {
             "--help", "--model", "--prompt", "--image", "--completions", "--max-tokens", "--temperature", "--top-k",
             "--top-p", "--min-p", "--repetition-penalty", "--greedy", "--stop", "--seed", "--max-pixels", "--dtype",
             "--device", "--json",
         },
+        "report": {"--help", "--output", "--cases", "--watch"},
     }  # fmt: skip
+    assert {name: options(one) for name, one in commands_of(commands["data"]).items()} == {
+        "check": {"--help", "--image-folders", "--images", "--json"},
+        "stats": {"--help", "--image-folders", "--chart", "--json"},
+        "convert": {"--help", "--image-folders", "--to", "--images"},
+    }
+
+
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in commands_of(parser()):
+        with pytest.raises(SystemExit) as exit_:
+            main([name, "--help"])
+        assert exit_.value.code == 0
+        assert len(capsys.readouterr().out.splitlines()) > 5
 
 
 def test_doctor_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,12 +68,21 @@ def test_doctor_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 < report["loss"]["error"] < 1e-2 and report["loss"]["ms"] > 0
 
 
-def test_doctor_is_plain_when_piped_and_default() -> None:
+def test_doctor_is_plain_when_piped() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-m", "grpo_fast"], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-m", "grpo_fast", "doctor"], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr
-    assert "No command given" in done.stdout and "\x1b" not in done.stdout
+    assert "\x1b" not in done.stdout
     assert "The loss works" in done.stdout
+
+
+def test_without_a_command_it_trains(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.setattr("grpo_fast.train.command.run", lambda arguments, command: started.append(command) or 0)
+    monkeypatch.setattr(sys, "argv", ["grpo-fast"])
+    assert main() == 0 and started == ["train"]
 
 
 def test_an_unusable_backend_is_a_failure_with_its_reason(

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 GROUND = frozenset({"types", "config", "errors", "rowstats"})
 SERVICES = frozenset({"policy", "rollout", "rewards", "data"})
-PROGRAMS = frozenset({"train", "evaluate", "generate", "datacli", "synth", "report"})
+PROGRAMS = frozenset({"train", "evaluate", "generate", "datacli", "synth", "report", "matrix", "compare"})
 LOWEST = frozenset({"kernels", "native"})
 BELOW_SERVICES = frozenset({"losses", "ops"}) | LOWEST
 

@@ -114,14 +114,14 @@ class Engine:
         for prompt in prompts:
             check_prompt(prompt, self.policy.prompt_spec)
         self.stats = RolloutStats(len(prompts) * group_size)
-        if not prompts:
-            return []
         core = self.policy.core
         with (
             rollout_weights(self.policy, self.options.merge_adapters),
             self.policy.precision(),
             rollout_attention(core.language_model),
         ):
+            if not prompts:  # a rank without any still takes part in gathering sharded weights
+                return []
             room = [prompt.input_ids.numel() for prompt in prompts]
             if self.options.static_shapes:
                 room = [prompt_room(max(room))] * len(room)

@@ -1,0 +1,84 @@
+"""The GRPO phase: collect, update, look, keep."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from grpo_fast.errors import BadSettings
+from grpo_fast.policy import GRPOPolicy
+from grpo_fast.rewards import RewardSet
+from grpo_fast.train.draws import Draws
+from grpo_fast.train.experience import Collector
+from grpo_fast.train.optim import build_optimizer, rate, set_rate
+from grpo_fast.train.session import Session
+from grpo_fast.train.settings import Settings
+from grpo_fast.train.update import Updater
+
+
+def steps_of(settings: Settings, questions: int) -> int:
+    if settings.optim.steps is not None:
+        return settings.optim.steps
+    return math.ceil(settings.optim.epochs * questions / settings.rollout.prompts_per_step)
+
+
+def run_grpo(session: Session, draws: Draws, rewards: RewardSet, reference: GRPOPolicy | None) -> None:
+    settings, position, ranks = session.settings, session.position, session.ranks
+    if settings.rollout.prompts_per_step < ranks.world * settings.rollout.minibatches:
+        raise BadSettings(
+            f"prompts_per_step ({settings.rollout.prompts_per_step}) must be at least ranks × minibatches "
+            f"({ranks.world} × {settings.rollout.minibatches}): every rank needs a question in every update"
+        )
+    steps = steps_of(settings, len(draws.samples))
+    optim = settings.optim
+    optimizer = build_optimizer(session.wrapped, optim, optim.learning_rate)
+    updater = Updater(
+        session.wrapped, optimizer, ranks, token_budget=optim.token_budget, max_grad_norm=optim.max_grad_norm,
+        reference=reference, watch=session.view.update,
+    )  # fmt: skip
+    session.resume(optimizer, draws)
+    if position.entropy_coef is not None:
+        updater.loss.entropy_coef = position.entropy_coef
+    collect = Collector(settings, session.engine, draws, rewards, ranks, session.watch)
+    session.view.phase("grpo", steps, position.step)
+    with session.keeping(optimizer):
+        while position.step < steps:
+            _step(session, collect, updater, position.step + 1, steps)
+            session.after_step(optimizer, evaluates=True, last=position.step == steps, name="grpo")
+
+
+def _step(session: Session, collect: Collector, updater: Updater, step: int, steps: int) -> None:
+    settings, position = session.settings, session.position
+    rollout, optim = settings.rollout, settings.optim
+    began = time.perf_counter()
+    with session.naming(
+        "sampling",
+        f"lower prompts_per_step ({rollout.prompts_per_step}), group_size, max_completion_length or kv_bytes",
+    ):
+        experience = collect()
+    session.note_skipped(collect.draws.skipped)
+    middle = time.perf_counter()
+    learning_rate = rate(step, steps, optim, optim.learning_rate)
+    set_rate(updater.optimizer, learning_rate)
+    with session.naming("updating", f"lower token_budget ({optim.token_budget}) or turn activation_checkpointing on"):
+        updated = updater(
+            [one.group for one in experience.scored],
+            spare=None if experience.spare is None else experience.spare.group,
+            passes=rollout.updates_per_rollout,
+            minibatches=rollout.minibatches,
+        )
+    end = time.perf_counter()
+    # Everything that a resumed run needs moves on together, once the weights have.
+    position.step, position.cursor = step, collect.draws.cursor
+    position.skipped, position.entropy_coef = collect.draws.skipped.count, updater.loss.entropy_coef
+    values = experience.metrics | updated.metrics | {"learning_rate": learning_rate, "drawn": float(experience.drawn)}
+    completions = experience.drawn * rollout.group_size
+    session.record(
+        step, "grpo", values,
+        experience.seconds | {
+            "seconds": end - began, "update_seconds": end - middle,
+            "completions_per_second": completions / (end - began),
+            "tokens_per_second": experience.sampled_tokens * session.ranks.world / (end - began),
+        },
+    )  # fmt: skip
+    session.look(step, "grpo", experience.scored)

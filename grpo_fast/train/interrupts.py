@@ -1,0 +1,43 @@
+"""Ctrl-C and SIGTERM end a run between two updates, so that the weights which are saved are those of a whole step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(Exception):
+    """Raised where a run may be left: its last finished step is what is saved."""
+
+
+class Interrupts:
+    def __init__(self) -> None:
+        self.asked = False
+
+    def check(self) -> None:
+        if self.asked:
+            raise Interrupted
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt  # the second Ctrl-C does not wait
+        self.asked = True
+
+
+@contextmanager
+def interrupts() -> Iterator[Interrupts]:
+    """Outside the main thread Python gives no signals to handle."""
+    state = Interrupts()
+    if threading.current_thread() is not threading.main_thread():
+        yield state
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, state._ask) for number in numbers]
+    try:
+        yield state
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

@@ -1,0 +1,97 @@
+"""The supervised phase: demonstrations through the same fused head.
+
+The gradient of a policy loss with advantage 1, on policy, is that of the mean negative log-prob of the completion's
+tokens; prompt tokens are no targets, and conversations are packed as groups of one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from grpo_fast.data.prompts import PromptStyle
+from grpo_fast.errors import BadSettings
+from grpo_fast.losses.grpo import GRPOLoss
+from grpo_fast.policy.processor import Processor
+from grpo_fast.train.draws import Draws
+from grpo_fast.train.optim import build_optimizer, rate, set_rate
+from grpo_fast.train.session import Session
+from grpo_fast.train.update import Updater
+from grpo_fast.types import Group, Prompt, Sample
+
+CHECK_EVERY = 5  # steps between looks at whether a warm start has come far enough
+
+
+def supervised_loss() -> GRPOLoss:
+    return GRPOLoss(loss_type="dapo", beta=0.0, temperature=1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstrations:
+    """Questions drawn together with the completion to imitate."""
+
+    draws: Draws
+    processor: Processor
+    style: PromptStyle
+    stop_token: int
+    max_tokens: int | None = None  # longer completions are cut
+
+    def take(self, count: int) -> list[Group]:
+        return [self._group(drawn.prompt) for drawn in self.draws.take(count)]
+
+    def _group(self, prompt: Prompt) -> Group:
+        assert prompt.sample is not None
+        text = demonstrated(prompt.sample, self.style)
+        ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        tokens = torch.tensor([*ids, self.stop_token][: self.max_tokens], dtype=torch.int64)
+        return Group(prompt, (tokens,), finished=(True,), advantages=torch.ones(1))
+
+
+def demonstrated(sample: Sample, style: PromptStyle) -> str:
+    """The file's own assistant turn, or the gold answer in the form that is asked for."""
+    response = sample.meta.get("response")
+    return str(response) if response else style.demonstration(str(sample.answer))
+
+
+def stop_token_of(stops: Sequence[int], tokenizer_eos: int | None) -> int:
+    if tokenizer_eos is not None and tokenizer_eos in stops:
+        return tokenizer_eos
+    if not stops:
+        raise BadSettings("the model names no end-of-sequence token: supervised completions could not end")
+    return stops[0]
+
+
+def run_supervised(
+    session: Session, demonstrations: Demonstrations, steps: int, *, enough: Callable[[], bool] | None = None
+) -> None:
+    """`enough` is asked every few steps whether to stop early."""
+    settings, position, ranks = session.settings, session.position, session.ranks
+    own, draws = settings.warm_start, demonstrations.draws
+    kept, session.policy.loss = session.policy.loss, supervised_loss()
+    optimizer = build_optimizer(session.wrapped, settings.optim, own.sft_learning_rate)
+    updater = Updater(
+        session.wrapped, optimizer, ranks, token_budget=settings.optim.token_budget,
+        max_grad_norm=settings.optim.max_grad_norm, watch=session.view.update,
+    )  # fmt: skip
+    session.resume(optimizer, draws)
+    session.view.phase("sft", steps, position.step)
+    with session.keeping(optimizer):
+        while position.step < steps:
+            began = time.perf_counter()
+            step = position.step + 1
+            learning_rate = rate(step, steps, settings.optim, own.sft_learning_rate)
+            set_rate(optimizer, learning_rate)
+            groups = demonstrations.take(own.sft_batch)
+            session.note_skipped(draws.skipped)
+            with session.naming("updating", f"lower token_budget ({settings.optim.token_budget}) or sft_batch"):
+                done = updater(groups).metrics
+            position.step, position.cursor, position.skipped = step, draws.cursor, draws.skipped.count
+            values = {"loss": -done["logp"], "grad_norm": done["grad_norm"], "learning_rate": learning_rate}
+            session.record(step, "sft", values, {"seconds": time.perf_counter() - began})
+            if enough is not None and step % CHECK_EVERY == 0 and enough():
+                break
+            session.after_step(optimizer, evaluates=enough is None, last=step == steps, name="sft")
+    session.policy.loss = kept

@@ -1,0 +1,150 @@
+"""Whole runs from the command line: what they leave behind, and what is lost when they are cut off (nothing)."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "--max-samples", "64", "--eval-samples", "12", "--sft-steps", "4", "--sft-batch", "8", "--steps", "6",
+    "--prompts-per-step", "4", "--group-size", "4", "--eval-every", "3", "--save-every", "2", "--threads", "1",
+    "--max-completion-length", "12",
+]  # fmt: skip
+
+
+def start(output: Path, *flags: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "grpo_fast", "train", "--output", str(output), *SMALL, *flags],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(output: Path, *flags: str) -> tuple[int, str, str]:
+    with start(output, *flags) as process:
+        out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    output = tmp_path_factory.mktemp("runs") / "straight"
+    code, out, err = run(output)
+    assert code == 0, err
+    assert "Traceback" not in err and "held-out accuracy" in out
+    return output
+
+
+def test_the_run_folder(straight: Path) -> None:
+    summary = json.loads((straight / "summary.json").read_text())
+    assert set(summary["accuracy"]) == {"start", "sft", "grpo"}
+    assert summary["completions_per_second"] > 0 and summary["seconds"] > 0 and "torch" in summary["versions"]
+    lines = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["phase"] == "grpo"] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines if line["phase"] == "sft"] == [1, 2, 3, 4]
+    assert {"reward", "reward/accuracy", "reward/format", "kl", "entropy", "length"} <= lines[-2].keys()
+    cases = [json.loads(line) for line in (straight / "samples.jsonl").read_text().splitlines()]
+    assert all((straight / picture).is_file() for case in cases for picture in case["images"])
+    assert (straight / "settings.yaml").is_file() and (straight / "checkpoints").is_dir()
+
+
+def test_the_model_loads_in_plain_transformers(straight: Path) -> None:
+    script = (
+        "import sys\nfrom transformers import AutoModelForImageTextToText, AutoTokenizer\n"
+        "model = AutoModelForImageTextToText.from_pretrained(sys.argv[1])\n"
+        "AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "assert 'grpo_fast' not in sys.modules\nprint(model.config.model_type)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(straight / "model")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "qwen2_vl"
+
+
+def test_killed_anywhere_and_resumed_it_is_the_same_run(straight: Path, tmp_path: Path) -> None:
+    """kill -9 at random moments of the run; every byte of the metrics and of the samples as without."""
+    output = tmp_path / "killed"
+    moments = random.Random(os.urandom(8))
+    for _ in range(3):
+        with start(output) as process:
+            while process.poll() is None and not (output / "timing.jsonl").is_file():
+                time.sleep(0.05)
+            time.sleep(moments.uniform(0.0, 6.0))
+            process.send_signal(signal.SIGKILL)
+    code, _, err = run(output)
+    assert code == 0, err
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert (output / name).read_bytes() == (straight / name).read_bytes(), name
+    weights = "model.safetensors"
+    assert (output / "model" / weights).read_bytes() == (straight / "model" / weights).read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_saves_and_goes_on(straight: Path, tmp_path: Path, number: signal.Signals) -> None:
+    output = tmp_path / "interrupted"
+    with start(output, "--save-every", "0") as process:
+        while process.poll() is None and sum(1 for _ in lines_of(output / "timing.jsonl")) < 8:
+            time.sleep(0.02)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 1, (out, err)
+    assert "interrupted" in out + err and "Traceback" not in err
+    code, out, err = run(output, "--save-every", "0")
+    assert code == 0 and "going on from" in out, err
+    assert (output / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
+
+
+def lines_of(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "said"),
+    [
+        (["--data", "nowhere.jsonl"], 2, "nowhere.jsonl"),
+        (["--model", "no/such/folder"], 2, "no/such/folder"),
+        (["--group-size", "0"], 2, "group_size must be at least 1"),
+        (["--rewards", "nothing.py:f"], 2, "nothing.py"),
+        (["--modality", "x-ra"], 2, "x-ra"),
+        (["--resume", "on"], 2, "no whole checkpoint"),
+        (["--device", "cuda:7"], 2, "CUDA"),
+        (["--learing-rate", "1"], 2, "--learning-rate"),
+        (["--prompts-per-step", "2", "--minibatches", "4"], 2, "minibatches"),
+    ],
+)
+def test_a_users_mistake_is_a_sentence(tmp_path: Path, flags: list[str], code: int, said: str, capsys) -> None:
+    from grpo_fast.cli import main
+
+    if torch.cuda.is_available() and "cuda:7" in flags:
+        pytest.skip("there is a CUDA device")
+    try:
+        found = main(["train", "--output", str(tmp_path / "run"), *SMALL, *flags])
+    except SystemExit as exit_:
+        found = exit_.code
+    err = capsys.readouterr().err
+    assert found == code, err
+    assert said in err and "Traceback" not in err
+
+
+def test_a_model_folder_without_weights(tmp_path: Path, straight: Path, capsys) -> None:
+    from grpo_fast.cli import main
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in (straight / "model").iterdir():
+        if file.suffix != ".safetensors":
+            (folder / file.name).write_bytes(file.read_bytes())
+    assert main(["train", "--model", str(folder), "--output", str(tmp_path / "run"), *SMALL]) == 2
+    assert "weights" in capsys.readouterr().err

@@ -1,0 +1,74 @@
+"""Run by test_two_ranks.py: the update of two gloo ranks against one rank's on all groups.
+
+Each rank gives case -> {"error": relative distance of the gradients, "loss": difference, "micro_batches": how many}.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import ranks as two
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from train import lab
+
+from grpo_fast.policy.sharding import shard
+from grpo_fast.train.ranks import Ranks
+
+ZERO = [0.0] * 4
+SOME = [1.0, -1.0, 0.5, -0.5]
+# advantages of each group, and which of them rank 0 has
+SPREADS = {
+    "even": ([SOME, ZERO, SOME, SOME], 2),
+    "one rank all zero": ([SOME, SOME, ZERO, ZERO], 2),
+    "uneven": ([SOME, SOME, ZERO, SOME], 3),
+    "one rank without a group": ([SOME, SOME, SOME, SOME], 4),
+    "nothing anywhere": ([ZERO, ZERO, ZERO, ZERO], 2),
+}
+CASES = [
+    (wrap, loss_type, name)
+    for wrap, loss_type in (("ddp", "dapo"), ("ddp", "grpo"), ("ddp", "bnpo"), ("fsdp2", "dapo"), ("fsdp2", "grpo"))
+    for name in SPREADS
+]
+
+
+def compare(rank: int, wrap: str, loss_type: str, name: str) -> dict[str, float]:
+    chosen = lab.settings(loss_type=loss_type, beta=0.0)
+    alone = lab.policy(chosen)
+    policy = copy.deepcopy(alone)
+    advantages, first = SPREADS[name]
+    given = lab.groups(len(advantages), advantages)
+    expected = lab.updater(alone)(given)
+
+    here = Ranks(rank, two.WORLD, torch.device("cpu"))
+    if wrap == "ddp":
+        wrapped = DistributedDataParallel(policy)
+    else:
+        wrapped = shard(policy, mesh=dist.init_device_mesh("cpu", (two.WORLD,)))
+    mine = given[:first] if rank == 0 else given[first:]
+    done = lab.updater(wrapped, budget=120, ranks=here)(mine, spare=given[0])
+    found = {
+        name: p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
+        for name, p in policy.named_parameters()
+        if p.grad is not None
+    }
+    error = lab.distance(found, lab.gradients(alone)) if expected.metrics["grad_norm"] else max(
+        p.abs().max().item() for p in found.values()
+    )  # fmt: skip
+    return {
+        "error": error,
+        "loss": abs(done.metrics["loss"] - expected.metrics["loss"]),
+        "tokens": abs(done.metrics["tokens"] - expected.metrics["tokens"]),
+        "micro_batches": done.micro_batches,
+    }
+
+
+def work(rank: int) -> dict[str, dict[str, float]]:
+    return {", ".join(case): compare(rank, *case) for case in CASES}
+
+
+if __name__ == "__main__":
+    os.environ[lab.FOLDER] = str(lab.tiny_folder())
+    two.run(work)
