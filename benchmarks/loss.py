@@ -20,7 +20,7 @@ from peers import IMPLEMENTATIONS, Implementation
 from progress import Progress
 from render import save, show
 
-__all__ = ["add_arguments", "run", "save", "show"]
+__all__ = ["BRIEF", "add_arguments", "run", "save", "show"]
 
 Shape = tuple[int, int, int]  # N, H, V
 
@@ -42,6 +42,9 @@ class Checked:
     errors: Errors
     refused: str | None
     peak_mb: float | None
+
+
+BRIEF = ["--rounds", "2", "--shape", "1024,512,32768", "--no-variants"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

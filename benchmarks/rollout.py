@@ -24,6 +24,7 @@ CPU = Scale(
 )  # fmt: skip
 CUDA = replace(FULL_2B, completions=(256,) * 8)
 TINY = replace(QUICK, completions=(6,) * 3)
+BRIEF = ["--rounds", "1", "--prompts", "1"]
 CACHES = ("dynamic", "static")
 
 

@@ -15,6 +15,7 @@ from measure import commit, interleave, machine, versions
 from progress import Progress
 from step_sides import FULL_2B, QUICK, SIDES, Scale, counting, peak_mb, sides, worst_gradient_difference
 
+BRIEF = ["--rounds", "1", "--no-vocabulary"]
 ALLOWED_GRADIENT_DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.1}
 
 

@@ -45,7 +45,7 @@ def measure_trl(device: str, rounds: int, quick: bool) -> dict[str, Any]:
     scale = replace(QUICK if quick else SMALL, device=device)
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(scale, folder)
-        batch = cut(generate(trainer, scale), scale.completions)
+        batch = cut(generate(trainer), scale.completions)
     theirs = trainer.model
     policy = GRPOPolicy(copy.deepcopy(theirs), GRPOLoss(loss_type="dapo"))
     group = group_of(batch, policy)
@@ -80,26 +80,21 @@ def measure_trl(device: str, rounds: int, quick: bool) -> dict[str, Any]:
     }
 
 
-def build_trainer(scale: Scale, folder: str) -> Any:
-    import numpy as np
+def build_trainer(scale: Scale, folder: str, prompts: int = 1) -> Any:
+    """Its data set holds every prompt once for each of its completions."""
     from datasets import Dataset
-    from PIL import Image
     from trl import GRPOConfig, GRPOTrainer
 
-    noise = np.random.default_rng(0).integers(0, 256, (14 * scale.image, 14 * scale.image, 3), dtype=np.uint8)
-    rows = len(scale.completions)
-    data = Dataset.from_dict(
-        {"prompt": [[{"role": "user", "content": QUESTION}]] * rows, "image": [Image.fromarray(noise)] * rows}
-    )
+    group = len(scale.completions)
+    rows = prompts * group
+    images = [image for image in pictures(scale, prompts) for _ in range(group)]
+    data = Dataset.from_dict({"prompt": [[{"role": "user", "content": QUESTION}]] * rows, "image": images})
     config = GRPOConfig(
-        output_dir=folder, per_device_train_batch_size=rows, num_generations=rows, bf16=False, report_to=[],
+        output_dir=folder, per_device_train_batch_size=rows, num_generations=group, bf16=False, report_to=[],
         max_completion_length=max(scale.completions), gradient_checkpointing=False, use_cpu=scale.device == "cpu",
         loss_type="dapo", beta=0.0, generation_kwargs={"suppress_tokens": list(range(len(SPECIAL)))},
         disable_tqdm=True,
     )  # fmt: skip
-
-    def reward(completions: list[Any], **_: Any) -> list[float]:
-        return [float(i % 3) for i in range(len(completions))]
 
     return GRPOTrainer(
         model=build_model(scale),
@@ -110,8 +105,21 @@ def build_trainer(scale: Scale, folder: str) -> Any:
     )
 
 
-def generate(trainer: Any, scale: Scale) -> dict[str, Any]:
-    rows = [trainer.train_dataset[i] for i in range(len(scale.completions))]
+def pictures(scale: Scale, count: int) -> list[Any]:
+    import numpy as np
+    from PIL import Image
+
+    side = 14 * scale.image
+    noise = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    return [Image.fromarray(one) for one in noise]
+
+
+def reward(completions: list[Any], **_: Any) -> list[float]:
+    return [float(i % 3) for i in range(len(completions))]
+
+
+def generate(trainer: Any) -> dict[str, Any]:
+    rows = list(trainer.train_dataset)
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
     return trainer._generate_and_score_completions(rows)

@@ -1,8 +1,8 @@
 """How fast, how large and how exact grpo-fast is beside its peers, each part from one interleaved run.
 
-python benchmarks/throughput.py loss            a table, and loss.json, loss.csv, loss.png under results/local
+python benchmarks/throughput.py                 every part at a size that fits the machine, with one table at the end
+python benchmarks/throughput.py loss            one part in full, and its files under results/local
 python benchmarks/throughput.py loss --json     the same numbers as JSON on stdout, and nothing else
-python benchmarks/throughput.py --json          every part, one object per part
 """
 
 from __future__ import annotations
@@ -30,13 +30,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = {name: importlib.import_module(name) for name in PARTS if (HERE / f"{name}.py").exists()}
     parser = _parser(parts)
     everything = not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help"))
-    runs = [parser.parse_args([name, *argv]) for name in (parts if everything else ())] or [parser.parse_args(argv)]
+    if everything:
+        runs = [parser.parse_args([name, *module.BRIEF, *argv]) for name, module in parts.items()]
+    else:
+        runs = [parser.parse_args(argv)]
 
     only_json = runs[0].json
     with _stdout_for_results(only_json) as stdout:
-        results = {run.part: parts[run.part].run(run) for run in runs}
+        results = {}
         for run in runs:
+            if everything:
+                print(f"{run.part}: {_summary(parts[run.part])}", file=sys.stderr)
+            results[run.part] = parts[run.part].run(run)
             _report(run.part, parts[run.part], results[run.part], run)
+        if everything:
+            _overview(results, runs[0])
         if only_json:
             json.dump(results if everything else results[runs[0].part], stdout, indent=1)
             stdout.write("\n")
@@ -47,7 +55,7 @@ def _parser(parts: dict[str, ModuleType]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     subparsers = parser.add_subparsers(dest="part", metavar="|".join(parts), required=True)
     for name, module in parts.items():
-        summary = (module.__doc__ or "").strip().split("\n\n")[0]
+        summary = _summary(module)
         part = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         module.add_arguments(part)
         part.add_argument("--json", action="store_true", help="JSON on stdout, nothing else")
@@ -58,6 +66,12 @@ def _parser(parts: dict[str, ModuleType]) -> argparse.ArgumentParser:
             help="folder for the files (default benchmarks/results/local; with --json none)",
         )
     return parser
+
+
+def _summary(module: ModuleType) -> str:
+    """What the part measures, without its own name before it."""
+    first = (module.__doc__ or "").strip().split("\n\n")[0]
+    return " ".join(first.partition(": ")[2].split())
 
 
 @contextmanager
@@ -78,13 +92,27 @@ def _stdout_for_results(only_json: bool) -> Iterator[TextIO]:
         os.close(saved)
 
 
+def _overview(results: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
+    import overview
+
+    found = overview.ratios(results)
+    if not args.json:
+        overview.show(found)
+    if out := _folder(args):
+        overview.save(found, next(iter(results.values()))["machine"], out / "throughput.png")
+
+
+def _folder(args: argparse.Namespace) -> Path | None:
+    return args.out or (None if args.json else HERE / "results" / "local")
+
+
 def _report(part: str, module: ModuleType, result: dict[str, Any], args: argparse.Namespace) -> None:
     if not args.json:
         if hasattr(module, "show"):
             module.show(result)
         else:
             print(json.dumps(result, indent=1))
-    out = args.out or (None if args.json else HERE / "results" / "local")
+    out = _folder(args)
     if out is None:
         return
     out.mkdir(parents=True, exist_ok=True)
