@@ -11,6 +11,7 @@ from grpo_fast import datacli, generate
 from grpo_fast.errors import GRPOFastError, RunFailed
 from grpo_fast.evaluate import command as evaluate_command
 from grpo_fast.report import command as report_command
+from grpo_fast.synth import command as synth_command
 from grpo_fast.train import command as train_command
 
 EXAMPLES = """\
@@ -22,6 +23,8 @@ examples:
                                every record that cannot be used, with file, line and reason
   grpo-fast eval --model runs/mine/model --data test.jsonl
                                accuracy by modality and question type, with intervals
+  grpo-fast synth --model runs/mine/model --data questions.jsonl --output chains
+                               reasoning data by rejection sampling, for grpo-fast sft
   grpo-fast report runs/mine   one HTML page: curves, tables, pictures, what was said
   grpo-fast generate --model Qwen/Qwen2-VL-2B-Instruct --image scan.png --prompt "What is shown?"
                                an answer; --completions 8 for a group of them
@@ -57,6 +60,13 @@ def parser() -> argparse.ArgumentParser:
     )
     report_command.add_arguments(
         command("report", "one HTML page of a run", "Writes one self-contained HTML page of one or several runs.")
+    )
+    synth_command.add_arguments(
+        command(
+            "synth",
+            "reasoning data by rejection sampling",
+            "Samples reasoning chains of questions with known answers and keeps those that are right and well-formed.",
+        )
     )
     datacli.add_arguments(
         command("data", "check, count or convert data files", "Looks at data files of any of the known formats.")
@@ -105,6 +115,8 @@ def _run(arguments: argparse.Namespace) -> int:
             return evaluate_command.run(arguments)
         case "report":
             return report_command.run(arguments)
+        case "synth":
+            return synth_command.run(arguments)
         case "data":
             return datacli.run(arguments)
         case "generate":

@@ -43,11 +43,21 @@ def test_the_options_are_frozen() -> None:
             "--device", "--json",
         },
         "report": {"--help", "--output", "--cases", "--watch"},
+        "synth": {
+            "--help", "--data", "--image-folders", "--max-samples", "--exclude", "--exclude-image-folders", "--prompt",
+            "--output", "--name", "--image-root", "--fresh", "--json", "--k", "--temperature", "--top-p",
+            "--max-tokens", "--max-pixels", "--seed", "--keep", "--min-words", "--max-words", "--max-repetition",
+            "--max-similarity", "--every-question", "--model", "--batch", "--dtype", "--device", "--server",
+            "--server-model", "--key-env", "--rate", "--concurrency", "--timeout", "--retries", "--extra",
+        },
     }  # fmt: skip
     assert {name: options(one) for name, one in commands_of(commands["data"]).items()} == {
         "check": {"--help", "--image-folders", "--images", "--json"},
         "stats": {"--help", "--image-folders", "--chart", "--json"},
         "convert": {"--help", "--image-folders", "--to", "--images"},
+    }
+    assert {name: options(one) for name, one in commands_of(commands["synth"]).items()} == {
+        "questions": {"--help", "--metadata", "--image-folder", "--output", "--image-root", "--options", "--seed"}
     }
 
 
