@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 import grpo_fast
 from grpo_fast import datacli, generate
+from grpo_fast.compare import command as compare_command
 from grpo_fast.errors import GRPOFastError, RunFailed
 from grpo_fast.evaluate import command as evaluate_command
+from grpo_fast.matrix import command as matrix_command
 from grpo_fast.report import command as report_command
 from grpo_fast.synth import command as synth_command
 from grpo_fast.train import command as train_command
@@ -60,6 +62,22 @@ def parser() -> argparse.ArgumentParser:
     )
     report_command.add_arguments(
         command("report", "one HTML page of a run", "Writes one self-contained HTML page of one or several runs.")
+    )
+    matrix_command.add_arguments(
+        command(
+            "matrix",
+            "one model per modality or question type, each asked all",
+            "Trains a model on each modality or question type and evaluates each on all: cross-generalisation as "
+            "tables and heat maps. Goes on where it stopped.",
+        )
+    )
+    compare_command.add_arguments(
+        command(
+            "compare",
+            "baseline, SFT and RL on the same data and budget",
+            "Trains the baseline once by imitation and once by GRPO, on equal budgets and over several seeds, and "
+            "compares the three. Goes on where it stopped.",
+        )
     )
     synth_command.add_arguments(
         command(
@@ -115,6 +133,10 @@ def _run(arguments: argparse.Namespace) -> int:
             return evaluate_command.run(arguments)
         case "report":
             return report_command.run(arguments)
+        case "matrix":
+            return matrix_command.run(arguments)
+        case "compare":
+            return compare_command.run(arguments)
         case "synth":
             return synth_command.run(arguments)
         case "data":

@@ -20,6 +20,10 @@ def options(of: argparse.ArgumentParser) -> set[str]:
     return {option for action in of._actions for option in action.option_strings if option.startswith("--")}
 
 
+def own(shown: set[str]) -> set[str]:
+    return {option for option in shown if option.startswith("--") and "_" not in option}
+
+
 def commands_of(of: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     found = [action.choices for action in of._actions if isinstance(action, argparse._SubParsersAction)]
     return dict(found[0]) if found else {}
@@ -30,7 +34,24 @@ def test_the_options_are_frozen() -> None:
     top = parser()
     commands = commands_of(top)
     assert options(top) == {"--help", "--version"}
-    assert {name: options(one) for name, one in commands.items() if name not in ("train", "sft")} == {
+    shown = {
+        name: {o for action in one._actions if action.help != argparse.SUPPRESS for o in action.option_strings}
+        for name, one in commands.items()
+    }
+    assert {
+        "--by",
+        "--models",
+        "--base",
+        "--think-minus-no-think",
+        "--test-samples",
+        "--jobs",
+        "--skip-unreadable",
+    } == (own(shown["matrix"]) - own(shown["train"]))
+    assert {"--seeds", "--held-out-combinations", "--equal", "--benchmarks", "--test-samples", "--jobs"} == (
+        own(shown["compare"]) - own(shown["train"])
+    )
+    settings = ("train", "sft", "matrix", "compare")
+    assert {name: options(one) for name, one in commands.items() if name not in settings} == {
         "data": {"--help"},
         "doctor": {"--help", "--json"},
         "eval": {

@@ -105,11 +105,18 @@ def _at(share: float) -> str:
     return f"{100 * min(1.0, max(0.0, share)):.1f}%"
 
 
-def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], cells: Mapping[tuple[str, str], Any]) -> Markup:
+def heat_map(
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    cells: Mapping[tuple[str, str], Any],
+    *,
+    differences: bool = False,
+) -> Markup:
     """Cells are (value, n or None); shares are shown in percent, and a map with negative ones as differences."""
     values = [value for value, _ in cells.values() if value is not None]
     scale = 100.0 if all(abs(value) <= 1 for value in values) else 1.0
-    differences = any(value < 0 for value in values)
+    differences = differences or any(value < 0 for value in values)
     reach = max((abs(value * scale) for value in values), default=1.0) or 1.0 if differences else 100.0
     body = []
     for row in rows:
@@ -157,7 +164,8 @@ def matrix_map(folder: RunFolder, matrix: dict[str, Any]) -> Markup | None:
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
             cells[row, column] = (number(values[i][j]), _count(counts, i, j))
-    return heat_map(text(matrix.get("title")) or f"{folder.name}: rows trained on, columns asked", rows, columns, cells)
+    title = text(matrix.get("title")) or f"{folder.name}: rows trained on, columns asked"
+    return heat_map(title, rows, columns, cells, differences=matrix.get("difference") is True)
 
 
 def _count(counts: Any, i: int, j: int) -> float | None:

@@ -144,7 +144,7 @@ def _usable(samples: Sequence[Sample]) -> Iterator[Sample]:
 
 
 def _texts(sample: Sample, style: PromptStyle) -> list[str]:
-    found = [demonstrated(sample, style)]
+    found = [demonstrated(sample, style, as_it_stands=False)]
     for message in sample.messages:
         content = message["content"]
         found += [content] if isinstance(content, str) else [part["text"] for part in content if part.get("text")]
@@ -180,6 +180,7 @@ def _supervise(session: Session, taught: Labelled) -> None:
         session.processor,
         session.style,
         stop_token_of(stops, session.processor.tokenizer.eos_token_id),
+        as_it_stands=taught.held_back is None,
     )
     steps = own.sft_steps
     if steps is None:
@@ -196,7 +197,8 @@ def _supervise(session: Session, taught: Labelled) -> None:
         return sum(one.strict for one in asked) >= own.warm_start_until * max(len(asked), 1)
 
     run_supervised(session, demonstrations, steps, enough=None if look is None else enough)
-    session.evaluate(session.position.step, "sft")
+    if look is not None:
+        session.evaluate(session.position.step, "sft")
 
 
 def _draws(

@@ -6,6 +6,7 @@ tokens; prompt tokens are no targets, and conversations are packed as groups of 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from grpo_fast.train.session import Session
 from grpo_fast.train.update import Updater
 from grpo_fast.types import Group, Prompt, Sample
 
+THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 CHECK_EVERY = 5  # steps between looks at whether a warm start has come far enough
 
 
@@ -37,23 +39,26 @@ class Demonstrations:
     processor: Processor
     style: PromptStyle
     stop_token: int
-    max_tokens: int | None = None  # longer completions are cut
+    as_it_stands: bool  # the file's own turns, whatever their form
 
     def take(self, count: int) -> list[Group]:
         return [self._group(drawn.prompt) for drawn in self.draws.take(count)]
 
     def _group(self, prompt: Prompt) -> Group:
         assert prompt.sample is not None
-        text = demonstrated(prompt.sample, self.style)
+        text = demonstrated(prompt.sample, self.style, as_it_stands=self.as_it_stands)
         ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        tokens = torch.tensor([*ids, self.stop_token][: self.max_tokens], dtype=torch.int64)
+        tokens = torch.tensor([*ids, self.stop_token], dtype=torch.int64)
         return Group(prompt, (tokens,), finished=(True,), advantages=torch.ones(1))
 
 
-def demonstrated(sample: Sample, style: PromptStyle) -> str:
-    """The file's own assistant turn, or the gold answer in the form that is asked for."""
-    response = sample.meta.get("response")
-    return str(response) if response else style.demonstration(str(sample.answer))
+def demonstrated(sample: Sample, style: PromptStyle, *, as_it_stands: bool) -> str:
+    """The file's own assistant turn, as it stands or in the form that is asked for; else the gold answer in it."""
+    response = str(sample.meta.get("response") or "")
+    if response and as_it_stands:
+        return response
+    thought = THOUGHT.search(response)
+    return style.demonstration(str(sample.answer), thought[1].strip() if thought else "")
 
 
 def stop_token_of(stops: Sequence[int], tokenizer_eos: int | None) -> int:

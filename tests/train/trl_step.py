@@ -48,8 +48,8 @@ def run(model: Path, folder: Path, *, accumulation: int, learning_rate: float, *
         output_dir=str(folder), per_device_train_batch_size=len(QUESTIONS) * GROUP // accumulation, max_steps=1,
         gradient_accumulation_steps=accumulation, num_generations=GROUP, max_completion_length=LIMIT, use_cpu=True,
         bf16=False, gradient_checkpointing=False, report_to=[], disable_tqdm=True, logging_steps=1,
-        learning_rate=learning_rate, lr_scheduler_type="constant", optim="adamw_torch", save_strategy="no", shuffle_dataset=False,
-        model_init_kwargs={"dtype": "float32"}, seed=1,
+        learning_rate=learning_rate, lr_scheduler_type="constant", optim="adamw_torch", save_strategy="no",
+        shuffle_dataset=False, model_init_kwargs={"dtype": "float32"}, seed=1,
         generation_kwargs={"suppress_tokens": [0, 1, 3, 4, 5, 6]}, **options,
     )  # fmt: skip
     prompts = [[{"role": "user", "content": question}] for question in QUESTIONS]
