@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from grpo_fast.data.dataset import Dataset
-from grpo_fast.data.images import ImageBytes, ImageFile
+from grpo_fast.data.images import ImageBytes, ImageFile, Slice
 from grpo_fast.errors import BadData, BadImage
 from grpo_fast.types import Sample
 
@@ -23,13 +23,17 @@ LookAt = Callable[[Sample], None]  # raises BadImage
 def problems(
     dataset: Dataset, look_at: LookAt | None = None, tick: Callable[[], None] = lambda: None
 ) -> Iterator[Problem]:
-    """At most one for each record. `look_at` opens its images; without it, files are only looked for."""
+    """At most one for each record. `look_at` opens its images, and its videos are opened then, too; without it, files
+    are only looked for."""
     first_use: dict[tuple[str, int], int] = {}  # ids by their hash: a million long ids stay small
     for index in range(len(dataset)):
         file, line = dataset.place(index)
         try:
             sample = dataset[index]
             (look_at or images_are_there)(sample)
+            if look_at is not None:
+                for load in sample.videos:
+                    load()
             if sample.id != sample.meta.get("source"):
                 before = first_use.setdefault((file, hash(sample.id)), line)
                 if before != line:
@@ -42,7 +46,7 @@ def problems(
 
 def images_are_there(sample: Sample) -> None:
     for image in sample.images:
-        if isinstance(image, ImageFile):
+        if isinstance(image, ImageFile | Slice):
             image.found()
         elif isinstance(image, ImageBytes):
             image()

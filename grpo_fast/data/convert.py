@@ -8,11 +8,14 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
+from grpo_fast.data.context import is_context
 from grpo_fast.data.dataset import Dataset
 from grpo_fast.data.images import ImageBytes, ImageFile
-from grpo_fast.data.record import IMAGE_TAG
+from grpo_fast.data.record import IMAGE_TAG, VIDEO_TAG
+from grpo_fast.data.videos import FrameList, Video
+from grpo_fast.data.volumes.opening import is_picture
 from grpo_fast.errors import BadData, BadImage, BadSettings
 from grpo_fast.types import Sample
 
@@ -40,11 +43,11 @@ def convert(
             for index in range(len(dataset)):
                 try:
                     sample = dataset[index]
-                    images = [
-                        _reference(load, out.parent, image_folder / f"{index:06d}-{number}.png")
-                        for number, load in enumerate(sample.images)
-                    ]
-                    line = json.dumps({**describe(sample, images), **_others(sample)}, ensure_ascii=False)
+                    describe(
+                        sample, Shown([""] * len(sample.images), [""] * len(sample.videos))
+                    )  # before a PNG is written
+                    shown = _shown(sample, out.parent, image_folder / f"{index:06d}")
+                    line = json.dumps({**describe(sample, shown), **_others(sample)}, ensure_ascii=False)
                 except (BadData, BadImage) as error:
                     refused.append(str(error))
                 else:
@@ -62,37 +65,51 @@ def convert(
     return written, refused
 
 
-def vlm_r1(sample: Sample, images: list[str]) -> Written:
+class Shown(NamedTuple):
+    """Paths as they are written."""
+
+    images: list[str]
+    videos: list[str | list[str]]  # a file with its choice, or frames
+
+
+def vlm_r1(sample: Sample, shown: Shown) -> Written:
     names = {"user": "human", "assistant": "gpt", "system": "system"}
-    turns = [{"from": names[turn["role"]], "value": _tagged(turn["content"])} for turn in sample.messages]
+    turns = [{"from": names[turn["role"]], "value": _tagged(turn["content"], sample.meta)} for turn in sample.messages]
     turns.append({"from": "gpt", "value": sample.meta.get("response", sample.answer)})
-    shown: Written = {"image": images[0] if len(images) == 1 else images} if images else {}
+    written: Written = {}
+    for column, paths in (("image", shown.images), ("video", shown.videos)):
+        if paths:  # a video of frames is a list itself
+            written[column] = paths[0] if len(paths) == 1 and isinstance(paths[0], str) else paths
     method = sample.meta.get("reward_method")
-    return {**shown, "conversations": turns, **({"accu_reward_method": method} if method else {})}
+    return {**written, "conversations": turns, **({"accu_reward_method": method} if method else {})}
 
 
-def med_r1(sample: Sample, images: list[str]) -> Written:
-    if len(images) > 1:
-        raise BadData(f"{_place(sample)}: {len(images)} images, and Med-R1's layout holds one: take vlm-r1 or easyr1")
+def med_r1(sample: Sample, shown: Shown) -> Written:
+    if len(shown.images) > 1 or shown.videos:
+        held = f"{len(shown.images)} images" + (f" and {len(shown.videos)} video(s)" if shown.videos else "")
+        raise BadData(f"{_place(sample)}: {held}, and Med-R1's layout holds one image: take vlm-r1 or easyr1")
     content = _only_turn(sample, "Med-R1's")
     if content[:1] == [{"type": "image"}]:
         content = content[1:]
     response = sample.meta.get("response", "")
     solution = response if "<answer>" in response else f"<answer> {sample.answer} </answer>"
-    return {**({"image": images[0]} if images else {}), "problem": _tagged(content), "solution": solution}
+    image: Written = {"image": shown.images[0]} if shown.images else {}
+    return {**image, "problem": _tagged(content, sample.meta), "solution": solution}
 
 
-def easy_r1(sample: Sample, images: list[str]) -> Written:
-    return {"problem": _tagged(_only_turn(sample, "EasyR1's")), "answer": sample.answer, "images": images}
+def easy_r1(sample: Sample, shown: Shown) -> Written:
+    problem = _tagged(_only_turn(sample, "EasyR1's"), sample.meta)
+    videos: Written = {"videos": shown.videos} if shown.videos else {}
+    return {"problem": problem, "answer": sample.answer, "images": shown.images, **videos}
 
 
-LAYOUTS: Mapping[str, Callable[[Sample, list[str]], Written]] = {
+LAYOUTS: Mapping[str, Callable[[Sample, Shown], Written]] = {
     "vlm-r1": vlm_r1,
     "med-r1": med_r1,
     "easyr1": easy_r1,
 }
 # Columns that the layouts say in their own way.
-OWN = {"id", "image", "images", "image_path", "problem", "solution", "answer"}
+OWN = {"id", "image", "images", "image_path", "video", "videos", "problem", "solution", "answer"}
 OWN |= {"conversations", "message", "accu_reward_method"}
 
 
@@ -124,10 +141,12 @@ def _is_json(value: Any) -> bool:
     return True
 
 
-def _tagged(content: str | list[Mapping[str, Any]]) -> str:
+def _tagged(content: str | list[Mapping[str, Any]], meta: Mapping[str, Any]) -> str:
+    """Without the patient's context, whose columns are written as they are."""
     if isinstance(content, str):
         return content
-    return "".join(IMAGE_TAG if part["type"] == "image" else part["text"] for part in content)
+    tags = {"image": IMAGE_TAG, "video": VIDEO_TAG}
+    return "".join(tags.get(part["type"]) or part["text"] for part in content if not is_context(part, meta))
 
 
 def _only_turn(sample: Sample, whose: str) -> list[Mapping[str, Any]]:
@@ -140,9 +159,26 @@ def _place(sample: Sample) -> str:
     return sample.meta.get("source", sample.id)
 
 
+def _shown(sample: Sample, beside: Path, stem: Path) -> Shown:
+    images = [
+        _reference(load, beside, stem.with_name(f"{stem.name}-{number}.png"))
+        for number, load in enumerate(sample.images)
+    ]
+    videos: list[str | list[str]] = []
+    for number, clip in enumerate(sample.videos):
+        if isinstance(clip, Video):
+            choice = f"#{clip.choice.text}" if clip.choice.text else ""
+            videos.append(_relative(clip.found(), beside) + choice)
+        elif isinstance(clip, FrameList):
+            frames = enumerate(clip.frames)
+            names = ((stem.with_name(f"{stem.name}-v{number}-{frame}.png"), load) for frame, load in frames)
+            videos.append([_reference(load, beside, png) for png, load in names])
+    return Shown(images, videos)
+
+
 def _reference(load: Callable[[], Any], beside: Path, png: Path) -> str:
-    """A file's path, relative where it lies below the written file; an embedded image is written to `png`."""
-    if isinstance(load, ImageFile):
+    """The path of a picture's file; what is embedded, a slice or a frame is written to `png`."""
+    if isinstance(load, ImageFile) and is_picture(load.found()):
         png = load.found()
     else:
         data = _as_png(load)
@@ -150,7 +186,12 @@ def _reference(load: Callable[[], Any], beside: Path, png: Path) -> str:
         if png.exists() and png.read_bytes() != data:
             raise BadSettings(f"{png} is another image; give a folder of its own with --images")
         png.write_bytes(data)
-    absolute, base = png.resolve(), beside.resolve()
+    return _relative(png, beside)
+
+
+def _relative(path: Path, beside: Path) -> str:
+    """Where it lies below the folder of the written file."""
+    absolute, base = path.resolve(), beside.resolve()
     return str(absolute.relative_to(base) if absolute.is_relative_to(base) else absolute)
 
 
@@ -163,5 +204,5 @@ def _as_png(load: Callable[[], Any]) -> bytes:
     try:
         (image if image.mode in PNG_MODES else image.convert("RGB")).save(file, "PNG", exif=turned)
     except (OSError, ValueError) as error:
-        raise BadImage(f"an embedded image of mode {image.mode} cannot be written as PNG: {error}") from error
+        raise BadImage(f"an image of mode {image.mode} cannot be written as PNG: {error}") from error
     return file.getvalue()

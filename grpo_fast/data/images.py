@@ -1,18 +1,21 @@
-"""References to images, however a data set holds them, as picklable callables that open the image when asked."""
+"""References to images, however a data set holds them, as picklable callables that open the image when asked.
+
+DICOM and NIfTI files, folders of slices or frames, and videos stand wherever a picture's path may: alone they give
+their middle slice or frame, with a choice behind the path (see `volumes.choice`) several.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import io
-import struct
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from grpo_fast.data.decode import decode
+from grpo_fast.data.volumes.choice import Choice, split
 from grpo_fast.errors import BadData, BadImage
 
 if TYPE_CHECKING:
@@ -27,24 +30,33 @@ class ImageFile:
     where: str  # the record, for messages
 
     def __call__(self) -> Image:
-        return _decoded(self.found(), f"{self.where}: image {self.path}")
+        return _shown(self.found(), f"{self.where}: image {self.path}")
 
     def found(self) -> Path:
-        """The path, once it is known to be a file with something in it."""
-        what = f"{self.where}: image {self.path}"
+        """The path, once it is known to be a file or folder with something in it."""
+        return found_at(self.path, f"{self.where}: image {self.path}")
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One of the pictures that a choice takes from a volume or clip."""
+
+    path: Path
+    where: str
+    choice: Choice
+    number: int  # among those taken
+
+    def __call__(self) -> Image:
+        from grpo_fast.data.volumes.opening import pictures, stamp
+
+        path = self.found()
         try:
-            path = self.path
-            if not path.exists() and "%" in str(path):  # a file:// URL may or may not be quoted
-                path = Path(unquote(str(path)))
-            if not path.exists():
-                raise BadImage(f"{what} does not exist; image folders are set by --image-folders")
-            if not path.is_file():
-                raise BadImage(f"{what} is a folder, not a file")
-            if path.stat().st_size == 0:
-                raise BadImage(f"{what} is an empty file")
-        except OSError as error:
-            raise BadImage(f"{what} cannot be read: {error.strerror or error}") from error
-        return path
+            return pictures(path, stamp(path), self.choice)[self.number].copy()
+        except (BadImage, OSError, IndexError) as error:  # an index: the file has changed since it was counted
+            raise BadImage(f"{self.where}: image {self.path} {told(error)}") from error
+
+    def found(self) -> Path:
+        return found_at(self.path, f"{self.where}: image {self.path}")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -53,7 +65,7 @@ class ImageBytes:
     where: str
 
     def __call__(self) -> Image:
-        return _decoded(io.BytesIO(self.data), f"{self.where}: the embedded image")
+        return _shown(self.data, f"{self.where}: the embedded image")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +77,29 @@ class ImageHeld:
         return self.image
 
 
-Loader = ImageFile | ImageBytes | ImageHeld
+Loader = ImageFile | Slice | ImageBytes | ImageHeld
+
+
+def loaders(reference: Any, folder: Path, where: str) -> tuple[Loader, ...]:
+    """One, or as many as the choice behind a path takes: to know how many, the file's headers are read here."""
+    found = loader(reference, folder, where)
+    if not isinstance(found, Slice) or (found.choice.slices, found.choice.frames, found.choice.fps) == (None,) * 3:
+        return (found,)
+    from grpo_fast.data.volumes.opening import image_indices, stamp
+
+    try:
+        path = found.found()
+    except BadImage as error:
+        raise BadData(str(error)) from error
+    try:
+        count = len(image_indices(path, stamp(path), found.choice))
+    except (BadImage, OSError) as error:
+        raise BadData(f"{where}: image {found.path} {told(error)}") from error
+    return tuple(Slice(found.path, where, found.choice, number) for number in range(count))
 
 
 def loader(reference: Any, folder: Path, where: str) -> Loader:
-    """From a path, file:// URL, data URI, bytes, {"bytes", "path"} or PIL image."""
+    """From a path, file:// URL, data URI, bytes, {"bytes", "path"} or PIL image; of several pictures, the first."""
     if hasattr(reference, "getexif"):  # a PIL image, without importing PIL to ask
         return ImageHeld(reference, where)
     if isinstance(reference, str):
@@ -110,7 +140,8 @@ def _from_text(reference: str, folder: Path, where: str) -> Loader:
         reference = rest.removeprefix("//").removeprefix("localhost")
         if not reference.strip("/"):
             raise BadData(f"{where}: a file:// URL without a path")
-    return ImageFile(folder / reference, where)
+    path, choice = split(reference, where)
+    return ImageFile(folder / path, where) if choice is None else Slice(folder / path, where, choice, 0)
 
 
 def _data_uri(rest: str, where: str) -> bytes:
@@ -135,20 +166,38 @@ def _base64(text: str, where: str) -> bytes:
     return data
 
 
-def _decoded(file: Path | io.BytesIO, what: str) -> Image:
-    """With its pixels in memory: a truncated file fails here, where its record is known."""
-    from PIL import Image as images
+def found_at(path: Path, what: str) -> Path:
+    try:
+        if not path.exists() and "%" in str(path):  # a file:// URL may or may not be quoted
+            path = Path(unquote(str(path)))
+        if not path.exists():
+            raise BadImage(f"{what} does not exist; image folders are set by --image-folders")
+        if path.is_dir():
+            if not any(path.iterdir()):
+                raise BadImage(f"{what} is an empty folder")
+        elif not path.is_file():
+            raise BadImage(f"{what} is neither a file nor a folder")
+        elif path.stat().st_size == 0:
+            raise BadImage(f"{what} is an empty file")
+    except OSError as error:
+        raise BadImage(f"{what} cannot be read: {error.strerror or error}") from error
+    return path
+
+
+def _shown(source: Path | bytes, what: str) -> Image:
+    from grpo_fast.data.volumes.opening import single
 
     try:
-        image = images.open(file)
-        image.load()
-    except (
-        OSError, EOFError, SyntaxError, ValueError, IndexError, OverflowError, RuntimeError, struct.error, zlib.error,
-        images.DecompressionBombError,
-    ) as error:  # fmt: skip
-        reason = "no image format that PIL knows" if isinstance(error, images.UnidentifiedImageError) else error
-        raise BadImage(f"{what} cannot be read: {reason}") from error
-    return image
+        return single(source) or decode(source)
+    except (BadImage, OSError) as error:
+        raise BadImage(f"{what} {told(error)}") from error
+
+
+def told(error: Exception) -> str:
+    """What follows the name of the image."""
+    if isinstance(error, BadImage):
+        return str(error)
+    return f"cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
 def _kind(value: Any) -> str:

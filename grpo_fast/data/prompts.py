@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from grpo_fast.data.context import is_context
 from grpo_fast.errors import BadSettings
 from grpo_fast.types import Sample
 
@@ -32,26 +33,28 @@ class PromptStyle:
     form: Form = "think"  # of a completion: reasoning first, none, or last
 
     def __call__(self, sample: Sample) -> Sample:
-        """The sample with its last user turn worded; images keep their place in it."""
+        """The sample with its last user turn worded; images, and the patient's context before it, keep their place."""
         if self.template == QUESTION:
             return sample
         turns = list(sample.messages)
         last = max((number for number, turn in enumerate(turns) if turn.get("role") == "user"), default=None)
         if last is None:
             raise BadSettings(f"sample {sample.id!r} has no user turn to put a question in")
-        turns[last] = {**turns[last], "content": self._worded(turns[last]["content"])}
+        turns[last] = {**turns[last], "content": self._worded(turns[last]["content"], sample.meta)}
         return replace(sample, messages=turns)
 
     def demonstration(self, answer: str, reasoning: str = "") -> str:
         thought, said = f"<think>{reasoning}</think>", f"<answer>{answer}</answer>"
         return {"think": thought + said, "no-think": said, "think-after": said + thought}[self.form]
 
-    def _worded(self, content: str | list[Mapping[str, Any]]) -> str | list[Mapping[str, Any]]:
+    def _worded(self, content: str | list[Mapping[str, Any]], meta: Mapping[str, Any]) -> str | list[Mapping[str, Any]]:
         before, _, after = self.template.partition(QUESTION)
         if isinstance(content, str):
             return before + content + after
         parts = [dict(part) for part in content]
-        texts = [number for number, part in enumerate(parts) if part.get("type") == "text"]
+        texts = [
+            number for number, part in enumerate(parts) if part.get("type") == "text" and not is_context(part, meta)
+        ]
         if not texts or texts[-1] < len(parts) - 1:  # an image comes last
             texts.append(len(parts))
             parts.append({"type": "text", "text": ""})

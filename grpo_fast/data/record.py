@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo_fast.data.images import ImageFile, Loader, loader
+from grpo_fast.data.context import CONTEXT_COLUMNS, worded
+from grpo_fast.data.images import ImageFile, Loader, Slice, loaders
 from grpo_fast.data.names import labels
+from grpo_fast.data.videos import Clip, Video, video
 from grpo_fast.errors import BadData
 from grpo_fast.types import Sample
 
 IMAGE_TAG = "<image>"
+VIDEO_TAG = "<video>"
+TAGS = re.compile(f"({IMAGE_TAG}|{VIDEO_TAG})")
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 IMAGE_COLUMNS = ("image", "images")
-Turn = tuple[str, str]  # role, text with <image> tags
+VIDEO_COLUMNS = ("video", "videos")
+Turn = tuple[str, str]  # role, text with <image> and <video> tags
+Part = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +80,16 @@ class Record:
 
     def image_references(self) -> list[Any]:
         """What `image` or `images` holds, as a list; absent, null and [] mean no image."""
-        for column in ("video", "videos"):
-            if self.columns.get(column):
-                raise self.bad(f"{column}: videos are not read; give frames as images")
-        given = {name: self.columns[name] for name in IMAGE_COLUMNS if self.columns.get(name) is not None}
+        return self._references(IMAGE_COLUMNS)
+
+    def video_references(self) -> list[Any]:
+        """What `video` or `videos` holds. `videos` is a list of videos, each of which may be a list of frames."""
+        return self._references(VIDEO_COLUMNS)
+
+    def _references(self, columns: tuple[str, str]) -> list[Any]:
+        given = {name: self.columns[name] for name in columns if self.columns.get(name) is not None}
         if len(given) > 1:
-            raise self.bad("both image and images are given; keep one of them")
+            raise self.bad(f"both {' and '.join(columns)} are given; keep one of them")
         for value in given.values():
             return list(value) if isinstance(value, list | tuple) else [value]
         return []
@@ -90,43 +100,77 @@ class Record:
         references: Sequence[Any],
         answer: str,
         *,
+        videos: Sequence[Any] = (),
         response: str | None = None,
         reward_method: str | None = None,
     ) -> Sample:
-        """Turns are given as text; every <image> in a user turn becomes an image part where it stands."""
+        """Turns are given as text; every tag in a user turn becomes parts where it stands: one for a video or a
+        picture, as many as are chosen of a volume."""
         last_role, question = turns[-1]
-        if last_role != "user" or not question.replace(IMAGE_TAG, "").strip():
+        if last_role != "user" or not TAGS.sub("", question).strip():
             raise self.bad("the question is empty")
-        images = tuple(loader(reference, self.folder, self.place) for reference in references)
-        tags = sum(text.count(IMAGE_TAG) for role, text in turns if role == "user")
-        if tags not in (0, len(images)):
-            raise self.bad(f"the text has {tags} <image> tag(s), but the record has {len(images)} image(s)")
-        leading = 0 if tags else len(images)  # without tags, images come first
+        groups = [loaders(reference, self.folder, self.place) for reference in references]
+        images = tuple(image for group in groups for image in group)
+        clips = tuple(video(reference, self.folder, self.place) for reference in videos)
+        shown: dict[str, list[list[Part]]] = {
+            IMAGE_TAG: [[{"type": "image"} for _ in group] for group in groups],
+            VIDEO_TAG: [[{"type": "video", "fps": clip.fps}] for clip in clips],
+        }
+        leading: list[Part] = []  # without tags, images and videos come first
+        for tag, parts in shown.items():
+            tags = sum(text.count(tag) for role, text in turns if role == "user")
+            if tags not in (0, len(parts)):
+                kind = tag.strip("<>")
+                raise self.bad(f"the text has {tags} {tag} tag(s), but the record has {len(parts)} {kind}(s)")
+            if not tags:
+                leading += [part for group in parts for part in group]
+        pending = {tag: iter(parts) for tag, parts in shown.items()}
         messages: list[dict[str, Any]] = []
         for role, text in turns:
             if role != "user":
                 messages.append({"role": role, "content": text})
                 continue
-            messages.append({"role": role, "content": [{"type": "image"}] * leading + _parts(text)})
-            leading = 0
+            messages.append({"role": role, "content": leading + _parts(text, pending)})
+            leading = []
+        context = self._context()
+        if context:
+            parts = messages[-1]["content"]
+            first = next(number for number, part in enumerate(parts) if part["type"] == "text")
+            parts.insert(first, {"type": "text", "text": context})
         given = self.columns.get("id")
         return Sample(
             id=str(given) if isinstance(given, int | str) and given != "" else self.place,
             messages=messages,
             images=images,
+            videos=clips,
             answer=answer,
-            meta=self._meta(images, response, reward_method),
+            meta=self._meta(images, clips, context, response, reward_method),
         )
 
-    def _meta(self, images: Iterable[Loader], response: str | None, reward_method: str | None) -> dict[str, Any]:
-        paths = [str(image.path) for image in images if isinstance(image, ImageFile)]
-        meta: dict[str, Any] = labels(self.columns, paths, self.file)
+    def _context(self) -> str:
+        given = {name: self.columns[name] for name in CONTEXT_COLUMNS if self.columns.get(name) not in (None, "", [])}
+        return worded({name: self.checked(value, name) for name, value in given.items()})
+
+    def _meta(
+        self,
+        images: Iterable[Loader],
+        clips: Iterable[Clip],
+        context: str,
+        response: str | None,
+        reward_method: str | None,
+    ) -> dict[str, Any]:
+        paths = [str(image.path) for image in images if isinstance(image, ImageFile | Slice)]
+        clip_paths = [str(clip.path) for clip in clips if isinstance(clip, Video)]
+        meta: dict[str, Any] = labels(self.columns, paths or clip_paths, self.file)
         meta["source"] = self.place
         if response is not None:
             meta["response"] = response
         if reward_method is not None:
             meta["reward_method"] = reward_method
-        meta["columns"] = {name: value for name, value in self.columns.items() if name not in IMAGE_COLUMNS}
+        if context:
+            meta["context"] = context
+        left_out = (*IMAGE_COLUMNS, *VIDEO_COLUMNS)
+        meta["columns"] = {name: value for name, value in self.columns.items() if name not in left_out}
         meta["image_paths"] = paths
         return meta
 
@@ -139,16 +183,17 @@ class Format:
     sample: Callable[[Record], Sample]
 
 
-def _parts(text: str) -> list[dict[str, Any]]:
-    """Text and images in their order; blanks at either end, or alone between two images, say nothing."""
-    pieces = text.split(IMAGE_TAG)
-    parts: list[dict[str, Any]] = []
+def _parts(text: str, shown: Mapping[str, Iterator[list[Part]]]) -> list[Part]:
+    """Text and pictures in their order; blanks at either end, or alone between two pictures, say nothing."""
+    pieces = TAGS.split(text)  # text, tag, text, …, text
+    parts: list[Part] = []
     for number, piece in enumerate(pieces):
-        if number:
-            parts.append({"type": "image"})
+        if number % 2:
+            parts += next(shown[piece])
+            continue
         if not any("text" in part for part in parts):
             piece = piece.lstrip()
-        if not any(rest.strip() for rest in pieces[number + 1 :]):
+        if not any(rest.strip() for rest in pieces[number + 2 :: 2]):
             piece = piece.rstrip()
         if piece.strip():
             parts.append({"type": "text", "text": piece})

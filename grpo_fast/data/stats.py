@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from grpo_fast.data.context import is_context
 from grpo_fast.data.dataset import Dataset
 from grpo_fast.errors import BadData, BadImage
 from grpo_fast.types import Sample
@@ -94,9 +95,11 @@ def statistics(dataset: Dataset, tick: Callable[[], None] = lambda: None) -> Sta
 
 
 def question_of(sample: Sample) -> str:
-    """The text of the last user turn, without its images."""
+    """The text of the last user turn, without its images and the patient's context."""
     content = sample.messages[-1]["content"]
-    return content if isinstance(content, str) else " ".join(part["text"] for part in content if "text" in part)
+    if isinstance(content, str):
+        return content
+    return " ".join(part["text"] for part in content if "text" in part and not is_context(part, sample.meta))
 
 
 def summary(counts: Counter[int]) -> dict[str, float]:

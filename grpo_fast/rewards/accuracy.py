@@ -19,13 +19,15 @@ REWARD_METHODS = {
 
 
 def question_of(sample: Sample) -> str:
-    """The text of the last user turn."""
+    """The text of the last user turn, the patient's context left out."""
+    context = sample.meta.get("context")
     for turn in reversed(sample.messages):
         if turn.get("role") == "user":
             content = turn.get("content", "")
             if isinstance(content, str):
                 return content
-            return "".join(part.get("text") or "" for part in content if part.get("type") == "text")
+            texts = [part.get("text") or "" for part in content if part.get("type") == "text"]
+            return "".join(text for text in texts if text != context)
     return ""
 
 

@@ -186,7 +186,7 @@ BROKEN = {
     "data URI of cut base64": ("vlm", line(image=DATA_URI[:-5]), "is not valid base64"),
     "data URI without data": ("vlm", line(image="data:image/png;base64,"), "an embedded image has no bytes"),
     "bytes of wrong base64": ("easy", line(images=[{"bytes": "@@", "path": None}]), "is not valid base64"),
-    "a video": ("easy", line(videos=["a.mp4"]), "videos are not read"),
+    "a video": ("easy", line(videos=["a.mp4"]), "video .*/a.mp4 does not exist"),
     # a chat in a string
     "message null": ("eureka", line(message=None), "message is missing"),
     "message empty text": ("eureka", line(message=""), "message is empty"),
@@ -201,7 +201,7 @@ BROKEN = {
     "message content missing": ("eureka", chat({"role": "user"}), r"message\[0\]\.content is missing"),
     "message content empty": ("eureka", chat(user()), r"message\[0\]\.content is empty"),
     "message content a number": ("eureka", chat({"role": "user", "content": 3}), "content is of type int, not text"),
-    "message part unknown": ("eureka", chat(user(PART, {"type": "audio"})), "is neither a text nor an image part"),
+    "message part unknown": ("eureka", chat(user(PART, {"type": "audio"})), "is neither a text nor an image or"),
     "message part a string": ("eureka", chat(user("What?")), r"content\[0\] is neither a text nor an image"),
     "message text missing": ("eureka", chat(user(PART, {"type": "text"})), r"content\[1\]\.text is missing"),
     "message image missing": ("eureka", chat(user({"type": "image"}, TEXT)), "an image part without an image"),
@@ -250,7 +250,7 @@ def test_array_elements_are_named_too(folder: Path) -> None:
 FOUND_BY_FOLDER = "x.png does not exist; image folders are set by --image-folders"
 BROKEN_IMAGES = {
     "missing": ("vlm", lambda f: None, FOUND_BY_FOLDER),
-    "a folder": ("med", lambda f: f.mkdir(), "x.png is a folder, not a file"),
+    "an empty folder": ("med", lambda f: f.mkdir(), "x.png is an empty folder"),
     "empty": ("easy", lambda f: f.touch(), "x.png is an empty file"),
     "dangling link": ("vlm", lambda f: f.symlink_to("nowhere"), FOUND_BY_FOLDER),
 }

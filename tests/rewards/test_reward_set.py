@@ -10,8 +10,10 @@ from rewards_lab import sample, tagged
 
 from grpo_fast.errors import BadReward
 from grpo_fast.rewards import RewardSet, check_gold
+from grpo_fast.rewards.accuracy import question_of
 from grpo_fast.rewards.length import length
 from grpo_fast.rewards.repetition import repetition
+from grpo_fast.types import Sample
 
 TEXTS = st.lists(
     st.sampled_from([tagged("C"), tagged("B"), "C", "", "a b c d e f g " * 9, "word " * 400]), min_size=1, max_size=6
@@ -156,3 +158,14 @@ def test_numbers_as_gold_answers() -> None:
     check_gold(one)
     (row,) = RewardSet.of(["accuracy"])([one], [(tagged("3"), tagged("4"))])
     assert row["accuracy"].tolist() == [1.0, 0.0]
+
+
+def test_the_patients_context_is_no_option() -> None:
+    """"A) smoker" of a history must not be taken for the answer's text."""
+    question, context = "What is shown? A) CT B) MRI", "History: A) smoker, B) gout, C) asthma"
+    parts = [{"type": "text", "text": context}, {"type": "text", "text": question}]
+    sample = Sample("s", [{"role": "user", "content": parts}], answer="B", meta={"context": context})
+    assert question_of(sample) == question
+    with RewardSet.of(["accuracy"]) as rewards:
+        said = ["<think></think><answer>MRI</answer>", "<think></think><answer>gout</answer>"]
+        assert rewards([sample], [said])[0]["accuracy"].tolist() == [1.0, 0.0]

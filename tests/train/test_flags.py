@@ -104,6 +104,7 @@ def test_every_field_by_flag_and_by_file(name: str, tmp_path: Path) -> None:
     chosen = other(field)
     assert chosen != field.default
     base = ["--model", "somewhere"] if name != "model" else []
+    base += ["--lora-rank", "8"] if name == "save_merged" else []
     dashes, underscores = f"--{name.replace('_', '-')}", f"--{name}"
     for spelling in (dashes, underscores):
         assert value(read(*base, spelling, *in_shell(field, chosen)), name) == chosen

@@ -15,7 +15,9 @@ def recognise(columns: Mapping[str, Any]) -> bool:
 
 def sample(record: Record) -> Sample:
     answer = record.gold(record.columns.get("answer"), "answer")
-    return record.sample([("user", record.text("problem"))], record.image_references(), answer)
+    return record.sample(
+        [("user", record.text("problem"))], record.image_references(), answer, videos=record.video_references()
+    )
 
 
 EASY_R1 = Format("easyr1", "problem, answer, images", recognise, sample)

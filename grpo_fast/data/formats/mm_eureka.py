@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from grpo_fast.data.record import IMAGE_TAG, Format, Record, Turn
+from grpo_fast.data.record import IMAGE_TAG, VIDEO_TAG, Format, Record, Turn
 from grpo_fast.types import Sample
 
 ROLES = ("system", "user", "assistant")
@@ -18,7 +18,7 @@ def recognise(columns: Mapping[str, Any]) -> bool:
 
 def sample(record: Record) -> Sample:
     answer = record.gold(record.columns.get("answer"), "answer")
-    references: list[Any] = []
+    shown: dict[str, list[Any]] = {"image": [], "video": []}
     turns: list[Turn] = []
     for index, turn in enumerate(_chat(record)):
         what = f"message[{index}]"
@@ -27,10 +27,10 @@ def sample(record: Record) -> Sample:
         role = turn.get("role")
         if role not in ROLES:
             raise record.bad(f"{what} has the role {role!r}; known are {', '.join(ROLES)}")
-        turns.append((role, _text(record, turn.get("content"), what, references)))
+        turns.append((role, _text(record, turn.get("content"), what, shown)))
     if turns[-1][0] != "user":
         raise record.bad(f"the message ends with a turn of {turns[-1][0]}, not with the user's question")
-    return record.sample(turns, references, answer)
+    return record.sample(turns, shown["image"], answer, videos=shown["video"])
 
 
 def _chat(record: Record) -> list[Any]:
@@ -48,8 +48,8 @@ def _chat(record: Record) -> list[Any]:
     return chat
 
 
-def _text(record: Record, content: Any, what: str, references: list[Any]) -> str:
-    """With an <image> tag where an image part stands; the images themselves are added to `references`."""
+def _text(record: Record, content: Any, what: str, shown: dict[str, list[Any]]) -> str:
+    """With a tag where an image or a video part stands; what it shows is added to `shown`."""
     if not isinstance(content, list):
         return record.checked(content, f"{what}.content")
     if not content:
@@ -60,13 +60,14 @@ def _text(record: Record, content: Any, what: str, references: list[Any]) -> str
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text":
             texts.append(record.checked(part.get("text"), f"{where}.text"))
-        elif kind == "image":
-            if part.get("image") is None:
-                raise record.bad(f"{where} is an image part without an image")
-            references.append(part["image"])
-            texts.append(IMAGE_TAG)
+        elif kind in ("image", "video"):
+            if part.get(kind) is None:
+                article = "an" if kind == "image" else "a"
+                raise record.bad(f"{where} is {article} {kind} part without {article} {kind}")
+            shown[kind].append(part[kind])
+            texts.append(IMAGE_TAG if kind == "image" else VIDEO_TAG)
         else:
-            raise record.bad(f"{where} is neither a text nor an image part")
+            raise record.bad(f"{where} is neither a text nor an image or video part")
     return "".join(texts)
 
 

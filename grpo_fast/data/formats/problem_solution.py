@@ -23,7 +23,11 @@ def sample(record: Record) -> Sample:
     if not references and beside is not None:
         references = list(beside) if isinstance(beside, list) else [beside]
     return record.sample(
-        [("user", record.text("problem"))], references, answer, response=solution if reasoned else None
+        [("user", record.text("problem"))],
+        references,
+        answer,
+        videos=record.video_references(),
+        response=solution if reasoned else None,
     )
 
 

@@ -37,6 +37,7 @@ def sample(record: Record) -> Sample:
         asked,
         record.image_references(),
         answer,
+        videos=record.video_references(),
         response=value if isinstance(value, str) else answer,
         reward_method=None if method is None else record.checked(method, "accu_reward_method"),
     )
