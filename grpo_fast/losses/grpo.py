@@ -67,7 +67,8 @@ class GRPOLoss:
     ) -> LossOutput:
         o = self.options
         rows, y, lora_a, lora_b, lora_scale = check_head(hidden, weight, targets, bias, lora, o.temperature, o.softcap)
-        cu = _boundaries(targets, cu_seqlens)
+        compact = self.compact if compact is None else compact
+        cu = _boundaries(targets, cu_seqlens, torch.device("cpu") if compact else hidden.device)
         sequences = len(cu) - 1
         for name, x in (("old_logps", old_logps), ("ref_logps", ref_logps), ("sampler_logps", sampler_logps)):
             if x is not None:
@@ -89,7 +90,7 @@ class GRPOLoss:
             rows, weight, bias, lora_a, lora_b, y, cu, flat(advantages), flat(mask), flat(old_logps), flat(ref_logps),
             flat(sampler_logps), truncated if o.mask_truncated_completions else None,
             items, self._options_json,
-            self._applied_entropy_coef(), lora_scale, wants, self.compact if compact is None else compact,
+            self._applied_entropy_coef(), lora_scale, wants, compact,
             compute_dtype(hidden), default_chunk_bytes(hidden.device) if self.chunk_bytes is None else self.chunk_bytes,
             self.backend,
         )  # fmt: skip
@@ -140,15 +141,15 @@ class GRPOLoss:
             )
 
 
-def _boundaries(targets: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """[S + 1] where each sequence starts; a padded batch's rows are one sequence each."""
+def _boundaries(targets: Tensor, cu_seqlens: Tensor | None, device: torch.device) -> Tensor:
+    """[S + 1] where each sequence starts; a padded batch's rows are one sequence each, counted on `device`."""
     if cu_seqlens is None:
         if targets.dim() != 2:
             raise ValueError(
                 f"packed input needs cu_seqlens [S + 1]; without it targets must be [B, T], got {shape(targets)}"
             )
         b, t = targets.shape
-        return torch.arange(b + 1) * t
+        return torch.arange(b + 1, device=device) * t
     if targets.dim() != 1:
         raise ValueError(f"with cu_seqlens, targets must be [N] and hidden [N, H], got targets {shape(targets)}")
     if cu_seqlens.dim() != 1 or len(cu_seqlens) < 1 or cu_seqlens.is_floating_point():

@@ -254,7 +254,7 @@ class Head:
     def add_grads(self, chunk: Chunk, hidden: Tensor, v: Tensor | None, grads: HeadGrads, first: bool) -> None:
         """Adds this chunk's part to every gradient of the head; v None stands for a factor of 1."""
         e, scale = chunk.rows, self.weights.lora_scale
-        x = hidden if v is None else hidden * v[:, None].to(hidden.dtype)
+        x = hidden if v is None else (hidden * v[:, None]).to(hidden.dtype)
         x = torch.where((chunk.targets >= 0)[:, None], x, 0.0)
         if grads.weight is not None:
             self._add_product(e.t(), x, grads.weight, first)
