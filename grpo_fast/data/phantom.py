@@ -1,8 +1,8 @@
 """phantom: a synthetic stand-in for a medical VQA set, drawn with numpy from a seed when asked for.
 
-8 modalities × 5 question types, multiple choice with four options in an order that belongs to the question. In every
-160 consecutive questions each question has each letter as its answer exactly once per modality, so that chance is 25 %
-and the text alone says nothing. The pictures are drawings, not photographs.
+8 modalities × 5 question types, multiple choice with four options, whose order belongs to the question and is never
+shuffled. Every block of 160 questions has each modality, type and letter together once, so that chance is 25 % and the
+text alone says nothing. The pictures are drawings, not photographs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 
-from grpo_fast.data.phantom_scenes import DARK, Scene, draw
+from grpo_fast.data.phantom_scenes import MARKED, Scene, draw
 from grpo_fast.errors import BadData
 from grpo_fast.types import Sample
 
@@ -32,8 +32,8 @@ QUESTION_TYPES = (
     "lesion-grading",
     "other-biological-attributes",
 )
-COUNTS: dict[str, int] = {"train": 4096, "test": 512}
-SIZE = 112
+COUNTS: dict[str, int] = {"train": 8192, "test": 512}
+SIZE = 84
 LETTERS = "ABCD"
 
 NAMES = {
@@ -60,18 +60,16 @@ DISEASES = {  # nothing found, a dark lesion, a bright one, a ring
     "oct": ("Normal", "Fluid", "Drusen", "Cyst"),
     "microscopy": ("Normal", "Malignancy", "Fat", "Parasite"),
 }
-LOOKS = ("nothing", "a dark spot", "a bright spot", "a ring")
+LOOKS = ("no lesion", "dark", "bright", "hollow")
 GRADES = ("Grade 1", "Grade 2", "Grade 3", "Grade 4")
 SIZES = ("tiny", "small", "medium", "large")
-PLACES = ("Upper left", "Upper right", "Lower left", "Lower right")
-COLOUR_NAMES = ("Brown", "Black", "Red", "Blue")
-NUMBERS = ("One", "Two", "Three", "Four")
+COLOURS = ("Red", "Yellow", "Green", "Blue")
 
 
 class Question(NamedTuple):
     text: str
     options: tuple[str, ...]
-    seen: str  # what the picture shows, in the words of the demonstration
+    seen: str  # what answers it in the picture, in a few words
     scene: Scene
 
 
@@ -98,10 +96,10 @@ class Phantom(Sequence[Sample]):
         count = COUNTS[split] if count is None else count
         if count < 0 or seed < 0 or size < 1:
             raise BadData(f"phantom needs a count and a seed of at least 0 and a size, got {count}, {seed} and {size}")
-        self.split, self.count, self.seed, self.size = split, count, seed, size
+        self.split, self.length, self.seed, self.size = split, count, seed, size
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...
@@ -109,13 +107,13 @@ class Phantom(Sequence[Sample]):
     def __getitem__(self, index: slice) -> list[Sample]: ...
     def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
         if isinstance(index, slice):
-            return [self._sample(i) for i in range(*index.indices(self.count))]
-        if not -self.count <= index < self.count:
-            raise IndexError(f"phantom {self.split} has {self.count} questions, there is no number {index}")
-        return self._sample(index % self.count)
+            return [self._sample(i) for i in range(*index.indices(self.length))]
+        if not -self.length <= index < self.length:
+            raise IndexError(f"phantom {self.split} has {self.length} questions, there is no number {index}")
+        return self._sample(index % self.length)
 
     def __iter__(self) -> Iterator[Sample]:
-        return (self._sample(index) for index in range(self.count))
+        return (self._sample(index) for index in range(self.length))
 
     def _sample(self, index: int) -> Sample:
         key = (self.seed, list(COUNTS).index(self.split), index)
@@ -195,29 +193,20 @@ def _worded(asked: Question) -> str:
 
 
 def _question(modality: str, question_type: str, answer: int, rng: np.random.Generator) -> Question:
-    name, grade, place = NAMES[modality], int(rng.integers(2, 4)), int(rng.integers(4))
+    name, grade = NAMES[modality], int(rng.integers(2, 4))
     if question_type == "modality-recognition":
         first = MODALITIES.index(modality) // 4 * 4
-        scene = Scene(modality, int(rng.integers(4)))
-        return Question(
-            "Which modality is this?", tuple(NAMES[m] for m in MODALITIES[first : first + 4]), f"This is {name}", scene
-        )
+        four = tuple(NAMES[one] for one in MODALITIES[first : first + 4])
+        return Question("Which modality is this?", four, f"This is {name}", Scene(modality, int(rng.integers(4))))
     if question_type == "anatomy-identification":
         options = ANATOMIES[modality]
         return Question(f"What does this {name} show?", options, f"It shows {options[answer]}", Scene(modality, answer))
     if question_type == "disease-diagnosis":
-        scene = Scene(modality, kind=answer, grade=grade, places=(place,))
-        options = DISEASES[modality]
+        options, scene = DISEASES[modality], Scene(modality, kind=answer, grade=grade)
         return Question(f"What is the diagnosis in this {name}?", options, f"{LOOKS[answer]}: {options[answer]}", scene)
     if question_type == "lesion-grading":
-        scene = Scene(modality, kind=DARK, grade=answer, places=(place,))
+        scene = Scene(modality, kind=MARKED, grade=answer, colour=COLOURS.index("Blue"))
         return Question(f"How large is the lesion in this {name}?", GRADES, f"{SIZES[answer]}: {GRADES[answer]}", scene)
-    if modality == "dermoscopy":
-        scene = Scene(modality, kind=DARK, grade=grade, places=(place,), colour=answer)
-        return Question("Which colour has the lesion?", COLOUR_NAMES, f"It is {COLOUR_NAMES[answer]}", scene)
-    if modality == "microscopy":
-        places = tuple(sorted(rng.permutation(4)[: answer + 1].tolist()))
-        scene = Scene(modality, kind=DARK, grade=2, places=places)
-        return Question("How many lesions are there?", NUMBERS, f"There are {NUMBERS[answer]}", scene)
-    scene = Scene(modality, kind=DARK, grade=grade, places=(answer,))
-    return Question(f"Where is the lesion in this {name}?", PLACES, f"It lies {PLACES[answer]}", scene)
+    colour = COLOURS[answer]
+    scene = Scene(modality, kind=MARKED, grade=grade, colour=answer)
+    return Question(f"Which colour has the lesion in this {name}?", COLOURS, f"It is {colour}", scene)

@@ -84,7 +84,8 @@ class Canvas:
         i, j = np.minimum(u.astype(np.intp), cells - 1), np.minimum(v.astype(np.intp), cells - 1)
         jitter = self.rng.uniform(-spread, spread, (2, cells, cells)).astype(np.float32) + np.float32(0.5)
         drawn = self.rng.random((cells, cells), dtype=np.float32)
-        return np.hypot(u - i - jitter[0][j, i], v - j - jitter[1][j, i]), drawn[j, i]
+        du, dv = u - i.astype(np.float32) - jitter[0][j, i], v - j.astype(np.float32) - jitter[1][j, i]
+        return np.hypot(du, dv), drawn[j, i]
 
     def noise(self, strength: float, *, coloured: bool = False) -> None:
         shape = (self.size, self.size, 3 if coloured else 1)

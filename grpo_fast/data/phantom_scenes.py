@@ -10,9 +10,9 @@ import numpy as np
 
 from grpo_fast.data.phantom_canvas import Array, Canvas
 
-DARK, BRIGHT, RING = 1, 2, 3  # kinds of lesion; 0: none
-RADII = (0.10, 0.19, 0.29, 0.40)  # of a lesion, by grade
-COLOURS = ((0.50, 0.27, 0.12), (0.09, 0.07, 0.08), (0.78, 0.10, 0.14), (0.22, 0.32, 0.66))  # brown, black, red, blue
+DARK, BRIGHT, RING, MARKED = 1, 2, 3, 4  # kinds of lesion; 0: none; marked: under a tracer's colour
+RADII = (0.10, 0.20, 0.33, 0.48)  # of a lesion, by grade
+TRACERS = ((0.95, 0.10, 0.12), (0.98, 0.88, 0.10), (0.08, 0.75, 0.20), (0.12, 0.25, 0.95))  # red, yellow, green, blue
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +21,7 @@ class Scene:
     anatomy: int = 0
     kind: int = 0
     grade: int = 2
-    places: tuple[int, ...] = (0,)  # quadrants with a lesion: upper left, upper right, lower left, lower right
-    colour: int | None = None  # of COLOURS; None: what the kind of lesion looks like in this modality
+    colour: int = 0  # of TRACERS, where the lesion is marked
 
 
 def draw(scene: Scene, size: int, rng: np.random.Generator) -> Array:
@@ -30,27 +29,24 @@ def draw(scene: Scene, size: int, rng: np.random.Generator) -> Array:
     return DRAWINGS[scene.modality](scene, size, rng).bytes()
 
 
-def lesions(c: Canvas, scene: Scene, tones: tuple[object, object, object], reach: tuple[float, float]) -> None:
-    """`tones`: of a dark lesion, of a bright one, of a ring. `reach`: how far from the centre a quadrant's lies."""
+def lesion(c: Canvas, scene: Scene, tones: tuple[object, object, object], reach: tuple[float, float]) -> None:
+    """In the upper left part, `reach` from the centre. `tones`: of a dark, of a bright, of a ring-shaped one."""
     if scene.kind == 0:
         return
-    tone = tones[scene.kind - 1] if scene.colour is None else COLOURS[scene.colour]
-    for place in scene.places:
-        jitter = c.rng.uniform(-0.05, 0.05, 2)
-        cx = (1 if place % 2 else -1) * reach[0] + jitter[0]
-        cy = (1 if place // 2 else -1) * reach[1] + jitter[1]
-        radius = RADII[scene.grade] * c.rng.uniform(0.94, 1.06)
-        squeeze = c.rng.uniform(0.88, 1.0)
-        if scene.kind == RING:
-            c.paint(c.disc(cx, cy, radius, radius * squeeze), tones[0], 0.75)
-            c.paint(c.ring(cx, cy, radius, radius * squeeze, width=0.1), tone)
-        else:
-            c.paint(c.disc(cx, cy, radius, radius * squeeze), tone, 0.95)
+    dx, dy, growth, squeeze = c.rng.uniform((-0.05, -0.05, 0.94, 0.88), (0.05, 0.05, 1.06, 1.0)).tolist()
+    cx, cy = dx - reach[0], dy - reach[1]
+    radius = RADII[scene.grade] * growth
+    flat = radius * squeeze
+    if scene.kind == RING:
+        c.paint(c.ring(cx, cy, radius, flat, width=0.16), tones[2])
+    else:
+        tone = TRACERS[scene.colour] if scene.kind == MARKED else tones[scene.kind - 1]
+        c.paint(c.disc(cx, cy, radius, flat), tone, 0.95)
 
 
 def ct(scene: Scene, size: int, rng: np.random.Generator) -> Canvas:
     c = Canvas(size, rng, 0.02)
-    sx, sy = rng.uniform(-0.03, 0.03, 2)
+    sx, sy = rng.uniform(-0.03, 0.03, 2).tolist()
     c.paint(c.band(0.84 - 0.1 * (1 - c.x**2), 0.88 - 0.1 * (1 - c.x**2)), 0.35)  # the table
     if scene.anatomy == 2:  # brain
         c.paint(c.disc(sx, sy, 0.68, 0.84), 0.95)
@@ -81,14 +77,14 @@ def ct(scene: Scene, size: int, rng: np.random.Generator) -> Canvas:
 
 
 def _scanned(c: Canvas, scene: Scene, noise: float, reach: tuple[float, float]) -> Canvas:
-    lesions(c, scene, (0.06, 0.98, 0.98), reach)
+    lesion(c, scene, (0.06, 0.98, 0.98), reach)
     c.noise(noise)
     return c
 
 
 def mri(scene: Scene, size: int, rng: np.random.Generator) -> Canvas:
     c = Canvas(size, rng, 0.03)
-    sx, sy = rng.uniform(-0.03, 0.03, 2)
+    sx, sy = rng.uniform(-0.03, 0.03, 2).tolist()
     if scene.anatomy == 0:  # brain
         c.paint(c.disc(sx, sy, 0.76, 0.92), 0.75)
         c.paint(c.disc(sx, sy, 0.71, 0.87), 0.05)
@@ -117,8 +113,9 @@ def mri(scene: Scene, size: int, rng: np.random.Generator) -> Canvas:
             c.paint(c.disc(sx + side * 0.6, sy - 0.1, 0.24, 0.45), 0.05)
         c.paint(c.disc(sx + 0.05, sy, 0.4, 0.36), 0.16)
         c.paint(c.disc(sx + 0.12, sy, 0.24), 0.95)
-    lesions(c, scene, (0.02, 0.98, 0.95), (0.33, 0.36))
-    c.shade(1 + 0.2 * c.x * rng.uniform(-1, 1) + 0.2 * c.y * rng.uniform(-1, 1))  # the coil's uneven sensitivity
+    lesion(c, scene, (0.02, 0.98, 0.95), (0.33, 0.36))
+    across, down = rng.uniform(-0.2, 0.2, 2).tolist()
+    c.shade(1 + across * c.x + down * c.y)  # the coil's uneven sensitivity
     c.noise(0.035)
     c.image = np.abs(c.image)
     return c
@@ -126,12 +123,12 @@ def mri(scene: Scene, size: int, rng: np.random.Generator) -> Canvas:
 
 def x_ray(scene: Scene, size: int, rng: np.random.Generator) -> Canvas:
     c = Canvas(size, rng, 0.08)
-    sx, sy = rng.uniform(-0.03, 0.03, 2)
+    sx, sy = rng.uniform(-0.03, 0.03, 2).tolist()
     if scene.anatomy == 0:  # chest
         c.paint(c.disc(sx, 0.25, 0.98, 1.2), 0.62)
         for side in (-1, 1):
             c.paint(c.disc(sx + side * 0.42, sy - 0.02, 0.36, 0.78), 0.38)
-        for rib in np.arange(-0.75, 0.75, 0.24):
+        for rib in np.arange(-0.75, 0.75, 0.24).tolist():
             arc = rib + 0.28 * (np.abs(c.x - sx) - 0.4) ** 2
             c.paint(c.band(arc - 0.03, arc + 0.03) * c.disc(sx, sy, 0.85, 0.85), 0.6, 0.5)
         c.paint(c.line(sx, -1, sx, 1, 0.16), 0.74)
@@ -153,7 +150,7 @@ def x_ray(scene: Scene, size: int, rng: np.random.Generator) -> Canvas:
         c.paint(c.ring(sx + 0.08, sy - 0.15, 0.76, 0.66, width=0.1), 0.9)
         c.paint(c.disc(sx - 0.5, sy + 0.05, 0.16), 0.18)
         c.paint(c.line(sx - 0.55, sy + 0.7, sx + 0.15, sy + 0.55, 0.22), 0.8)
-        for tooth in np.arange(-0.55, 0.0, 0.11):
+        for tooth in np.arange(-0.55, 0.0, 0.11).tolist():
             c.paint(c.disc(sx + tooth, sy + 0.52, 0.04, 0.08), 0.98)
     else:  # leg
         c.paint(c.line(sx, -1.2, sx, 1.2, 1.0), 0.3)
@@ -162,14 +159,14 @@ def x_ray(scene: Scene, size: int, rng: np.random.Generator) -> Canvas:
             c.paint(c.line(sx + side, -0.4, sx + side, 1.2, width * 0.4), 0.55)
         c.paint(c.disc(sx, -0.55, 0.45, 0.2), 0.88)
         c.paint(c.line(sx, -1.2, sx, -0.85, 0.5), 0.85)
-    lesions(c, scene, (0.03, 0.97, 0.97), (0.42, 0.36))
+    lesion(c, scene, (0.03, 0.97, 0.97), (0.42, 0.36))
     c.noise(0.02)
     return c
 
 
 def ultrasound(scene: Scene, size: int, rng: np.random.Generator) -> Canvas:
     c = Canvas(size, rng, 0.36)
-    sx, sy = rng.uniform(-0.04, 0.04, 2)
+    sx, sy = rng.uniform(-0.04, 0.04, 2).tolist()
     if scene.anatomy == 0:  # liver
         c.paint(c.line(-0.9, 0.75, 0.9, 0.45, 0.07), 0.85)
         c.paint(c.disc(sx + 0.1, sy, 0.1, 0.05, 0.6), 0.06)
@@ -185,7 +182,7 @@ def ultrasound(scene: Scene, size: int, rng: np.random.Generator) -> Canvas:
         c.paint(c.disc(sx - 0.3, sy, 0.25), 0.35)
         c.paint(c.ring(sx - 0.3, sy, 0.25, width=0.1), 0.98)
         c.paint(c.disc(sx + 0.2, sy + 0.2, 0.3, 0.2, 0.4), 0.6)
-    lesions(c, scene, (0.01, 0.98, 0.95), (0.33, 0.3))
+    lesion(c, scene, (0.01, 0.98, 0.95), (0.33, 0.3))
     depth, angle = c.radius(0, -1.25), np.arctan2(c.x, c.y + 1.25)
     speckle = rng.exponential(1.0, (size, size)).astype(np.float32)
     c.shade(0.45 + 0.5 * np.sqrt(speckle))
@@ -195,21 +192,24 @@ def ultrasound(scene: Scene, size: int, rng: np.random.Generator) -> Canvas:
 
 
 def dermoscopy(scene: Scene, size: int, rng: np.random.Generator) -> Canvas:
-    skin = np.array([0.87, 0.66, 0.55]) + rng.uniform(-0.05, 0.05)
+    skin = np.array([0.80, 0.57, 0.45], np.float32) + float(rng.uniform(-0.05, 0.05))
     c = Canvas(size, rng, skin)
     c.image += 0.05 * c.texture(12)[..., None]
-    if scene.anatomy == 2:  # palm: parallel ridges
-        lean = rng.uniform(-0.5, 0.5)
+    if scene.anatomy == 1:  # scalp
+        c.image *= 0.8
+    elif scene.anatomy == 2:  # palm: parallel ridges
+        lean = float(rng.uniform(-0.5, 0.5))
+        c.image += np.array((0.12, 0.2, 0.15), np.float32)
         c.image += (0.13 * np.sin(22 * (c.y + lean * c.x) + 2 * c.texture(4)))[..., None]
     elif scene.anatomy == 3:  # nail
         c.paint(c.disc(0, 0.95, 0.68, 1.15), (0.95, 0.80, 0.76))
         c.paint(c.ring(0, 0.95, 0.68, 1.15, width=0.09), (0.66, 0.38, 0.33))
         c.paint(c.disc(0, 1.0, 0.4, 0.35), (0.98, 0.92, 0.88))
-    lesions(c, scene, ((0.2, 0.1, 0.08), (1.0, 0.97, 0.93), (0.75, 0.12, 0.14)), (0.36, 0.36))
+    lesion(c, scene, ((0.2, 0.1, 0.08), (1.0, 0.97, 0.93), (0.75, 0.12, 0.14)), (0.36, 0.36))
     if scene.anatomy == 1:  # scalp: hair over everything
-        for _ in range(9):
-            x0, y0, turn = rng.uniform(-1, 1), rng.uniform(-1, 1), rng.uniform(-0.5, 0.5)
-            c.paint(c.line(x0 - 0.7, y0 - turn, x0 + 0.7, y0 + turn, 0.05), (0.15, 0.1, 0.08), 0.9)
+        for _ in range(14):
+            x0, y0, turn = rng.uniform((-1, -1, -0.5), (1, 1, 0.5)).tolist()
+            c.paint(c.line(x0 - 0.7, y0 - turn, x0 + 0.7, y0 + turn, 0.06), (0.15, 0.1, 0.08), 0.9)
     c.shade(1 - 0.9 * c.soft(c.radius(0, 0) - 1.08))  # the lens
     c.noise(0.025, coloured=True)
     return c
@@ -217,7 +217,7 @@ def dermoscopy(scene: Scene, size: int, rng: np.random.Generator) -> Canvas:
 
 def fundus(scene: Scene, size: int, rng: np.random.Generator) -> Canvas:
     c = Canvas(size, rng, 0.0)
-    retina, vessel = np.array([0.80, 0.38, 0.16]), (0.45, 0.07, 0.06)
+    retina, vessel = np.array([0.80, 0.38, 0.16], np.float32), (0.45, 0.07, 0.06)
     disc_at = {0: 0.62, 1: 0.0, 2: 1.4, 3: 2.2}[scene.anatomy] * (1 if rng.random() < 0.5 else -1)
     tone = retina * (0.85 if scene.anatomy == 3 else 1) * (1 + 0.08 * c.texture(7)[..., None])
     c.image[:] = tone
@@ -228,16 +228,16 @@ def fundus(scene: Scene, size: int, rng: np.random.Generator) -> Canvas:
         c.paint(c.soft(side * c.x - 0.35 - 0.15 * np.sin(9 * c.y)), (0.16, 0.10, 0.08))
     else:
         if scene.anatomy != 1:  # the macula, opposite to the disc
-            at = 0.0 if scene.anatomy == 2 else -0.28 * np.sign(disc_at)
-            c.paint(c.disc(at, 0.0, 0.3 if scene.anatomy == 2 else 0.12), (0.42, 0.14, 0.06), 0.8)
+            at = 0.0 if scene.anatomy == 2 else -0.28 if disc_at > 0 else 0.28
+            c.paint(c.disc(at, 0.0, 0.4 if scene.anatomy == 2 else 0.12), (0.42, 0.14, 0.06), 0.8)
         for arm in (-1, 1):
             for reach, width in ((0.55, 0.08), (0.85, 0.05)):
                 bow = arm * reach * np.sqrt(np.clip(np.abs(c.x - disc_at), 0, 2) + 0.002)
                 c.paint(c.soft(width / 2 - np.abs(c.y - bow) / 1.4), vessel, 0.75)
-        size_of_disc = 0.36 if scene.anatomy == 1 else 0.2
+        size_of_disc = 0.42 if scene.anatomy == 1 else 0.2
         c.paint(c.disc(disc_at, 0.0, size_of_disc, size_of_disc * 1.1), (0.98, 0.82, 0.45))
         c.paint(c.disc(disc_at, 0.0, size_of_disc * 0.45), (1.0, 0.96, 0.78))
-    lesions(c, scene, ((0.22, 0.01, 0.02), (1.0, 0.95, 0.55), (1.0, 0.95, 0.7)), (0.36, 0.38))
+    lesion(c, scene, ((0.22, 0.01, 0.02), (1.0, 0.95, 0.55), (1.0, 0.95, 0.7)), (0.36, 0.38))
     c.shade(c.soft(0.95 - c.radius(0, 0)) * (1.05 - 0.3 * c.radius(0, 0) ** 2))
     c.noise(0.02, coloured=True)
     return c
@@ -245,7 +245,7 @@ def fundus(scene: Scene, size: int, rng: np.random.Generator) -> Canvas:
 
 def oct_scan(scene: Scene, size: int, rng: np.random.Generator) -> Canvas:
     c = Canvas(size, rng, 0.05)
-    shift, lean = rng.uniform(-0.05, 0.05), rng.uniform(-0.08, 0.08)
+    shift, lean = rng.uniform((-0.05, -0.08), (0.05, 0.08)).tolist()
     level = shift + lean * c.x
     if scene.anatomy in (0, 1):  # retina with the fovea's pit, or cut through by the nerve's cup
         depth, width = (0.3, 0.22) if scene.anatomy == 0 else (1.1, 0.3)
@@ -268,14 +268,14 @@ def oct_scan(scene: Scene, size: int, rng: np.random.Generator) -> Canvas:
         c.paint(c.band(-0.75 + 0.55 * slope + shift, -0.4 + 0.55 * slope + shift), 0.85)
         c.paint(c.band(0.55 - 0.35 * slope + shift, 0.85 - 0.35 * slope + shift), 0.6)
         c.paint(c.soft(slope - 0.7), 0.5)
-    lesions(c, scene, (0.02, 1.0, 1.0), (0.45, 0.27))
+    lesion(c, scene, (0.02, 1.0, 1.0), (0.45, 0.27))
     c.shade(0.72 + 0.28 * np.sqrt(rng.exponential(1.0, (size, size)).astype(np.float32)))
     c.noise(0.03)
     return c
 
 
 def microscopy(scene: Scene, size: int, rng: np.random.Generator) -> Canvas:
-    pink, purple = np.array([0.93, 0.72, 0.82]), np.array([0.42, 0.22, 0.58])
+    pink, purple = np.array(((0.93, 0.72, 0.82), (0.42, 0.22, 0.58)), np.float32)
     c = Canvas(size, rng, pink)
     c.image += 0.04 * c.texture(10)[..., None]
     if scene.anatomy == 0:  # liver: close cells, each with its nucleus
@@ -289,16 +289,16 @@ def microscopy(scene: Scene, size: int, rng: np.random.Generator) -> Canvas:
         c.paint(c.soft((0.14 - away) / 3), (0.95, 0.66, 0.66))
         c.paint(c.soft((0.3 - away) / 3) * (drawn > 0.94), purple)
     elif scene.anatomy == 2:  # muscle: parallel fibres
-        lean = rng.uniform(-0.4, 0.4)
+        lean = float(rng.uniform(-0.4, 0.4))
         fibre = np.sin(13 * (c.y + lean * c.x) + c.texture(4))
-        c.image[:] = np.array([0.85, 0.42, 0.55]) + (0.12 * fibre)[..., None]
+        c.image[:] = np.array([0.85, 0.42, 0.55], np.float32) + (0.12 * fibre)[..., None]
         away, _ = c.scattered(7, 0.3)
         c.paint(c.soft((0.12 - away) / 3.5), purple)
     else:  # gland: rings of nuclei around a pale lumen
         away, _ = c.scattered(3, 0.06)
         c.paint(c.soft((0.44 - away) / 1.5), purple)
         c.paint(c.soft((0.28 - away) / 1.5), (0.99, 0.95, 0.97))
-    lesions(c, scene, ((0.12, 0.03, 0.2), (1.0, 1.0, 0.9), (0.15, 0.02, 0.35)), (0.42, 0.42))
+    lesion(c, scene, ((0.12, 0.03, 0.2), (1.0, 1.0, 0.9), (0.15, 0.02, 0.35)), (0.42, 0.42))
     c.noise(0.02, coloured=True)
     return c
 

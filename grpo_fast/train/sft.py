@@ -87,7 +87,9 @@ def run_supervised(
         while position.step < steps:
             began = time.perf_counter()
             step = position.step + 1
-            learning_rate = rate(step, steps, settings.optim, own.sft_learning_rate)
+            learning_rate = own.sft_learning_rate  # of a warm start, whose end is not known
+            if enough is None:
+                learning_rate = rate(step, steps, settings.optim, learning_rate)
             set_rate(optimizer, learning_rate)
             groups = demonstrations.take(own.sft_batch)
             session.note_skipped(draws.skipped)

@@ -26,7 +26,7 @@ SPECIAL = (
 )
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")  # one token each, which may be sampled
 VOCABULARY = 768
-MIN_PIXELS, MAX_PIXELS = 56 * 56, 84 * 84  # 4 to 9 tokens an image
+MIN_PIXELS, MAX_PIXELS = 56 * 56, 84 * 56  # any square image, and one of 4:3, becomes 56 x 56: 4 tokens
 
 # A prompt is its text and one token; a reply ends with another.
 CHAT_TEMPLATE = (
@@ -51,9 +51,9 @@ def build(
     seed: int = 0,
     vocabulary: int = VOCABULARY,
     hidden: int = 128,
-    layers: int = 4,
+    layers: int = 3,
     vision_layers: int = 2,
-    vision_width: int = 64,
+    vision_width: int = 96,
     min_pixels: int = MIN_PIXELS,
     max_pixels: int = MAX_PIXELS,
 ) -> Path:
@@ -115,8 +115,12 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int, vi
     # With the stock 0.02 neither tower learns to look at the image within thousands of steps.
     spread = 0.08
     heads = hidden // 32
-    token = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
-    ends = {"eos_token_id": token["<|im_end|>"], "pad_token_id": token["<|endoftext|>"], "bos_token_id": None}
+    token: dict[str, Any] = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
+    ends: dict[str, Any] = {
+        "eos_token_id": token["<|im_end|>"],
+        "pad_token_id": token["<|endoftext|>"],
+        "bos_token_id": None,
+    }
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": hidden,
@@ -126,7 +130,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int, vi
         "num_key_value_heads": max(heads // 2, 1),
         "max_position_embeddings": 8192,
         # With 1e4 the width axis, which has the lowest frequencies, turns by less than 0.004 a position.
-        "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 30.0},
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 7, 7], "rope_theta": 10.0},
         "tie_word_embeddings": True,
         "initializer_range": spread,
         **ends,

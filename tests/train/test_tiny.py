@@ -70,8 +70,8 @@ def test_another_seed_gives_other_weights_and_the_same_tokenizer(folder: Path, t
 
 
 def test_tags_and_letters_are_single_tokens(processor: Processor) -> None:
-    assert tokens(processor, "<think>a ring</think><answer>B</answer>") == [
-        "<think>", "a", " ring", "</think>", "<answer>", "B", "</answer>"
+    assert tokens(processor, "<think>dark: Cyst</think><answer>B</answer>") == [
+        "<think>", "dark", ":", " Cyst", "</think>", "<answer>", "B", "</answer>"
     ]  # fmt: skip
     question = tokens(processor, "Which modality is this? A) CT B) MRI C) X-ray D) Ultrasound")
     assert {"A", "B", "C", "D", " CT", " MRI"} <= set(question)
@@ -107,13 +107,15 @@ def test_turns_keep_their_roles(processor: Processor) -> None:
     assert processor.template.render(Sample("s", turns[:2])) == "one<|im_start|>two"
 
 
-@pytest.mark.parametrize("sides", [(8, 8), (300, 40), (2000, 1500)])
-def test_other_peoples_images_become_few_tokens(processor: Processor, sides: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("sides", "images"), [((8, 8), 4), ((84, 84), 4), ((1024, 1024), 4), ((2000, 1500), 4), ((300, 40), 6)]
+)
+def test_other_peoples_images_become_few_tokens(processor: Processor, sides: tuple[int, int], images: int) -> None:
     picture = Image.fromarray(np.zeros((sides[1], sides[0], 3), np.uint8))
     content = [{"type": "image"}, {"type": "text", "text": "?"}]
     prompt = processor(Sample("s", [{"role": "user", "content": content}], (lambda: picture,)))
     _, height, width = prompt.vision[0].grid
-    assert 4 <= height * width // 4 <= 16
+    assert height * width // 4 == images
 
 
 def test_it_samples_words_and_tags_but_no_vision_tokens(folder: Path, processor: Processor) -> None:
