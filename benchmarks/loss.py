@@ -44,7 +44,7 @@ class Checked:
     peak_mb: float | None
 
 
-BRIEF = ["--rounds", "2", "--shape", "1024,512,32768", "--no-variants"]
+BRIEF = ["--rounds", "2", "--shape", "512,512,32768", "--no-variants"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from measure import commit, interleave, machine, versions
 from progress import Progress
-from step_sides import FULL_2B, QUICK, SIDES, Scale, counting, peak_mb, sides, worst_gradient_difference
+from step_sides import FULL_2B, QUICK, SIDES, SMALL, Scale, counting, peak_mb, sides, worst_gradient_difference
 
-BRIEF = ["--rounds", "1", "--no-vocabulary"]
+BRIEF = ["--rounds", "1", "--small", "--no-trl"]
 ALLOWED_GRADIENT_DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.1}
 
 
@@ -25,16 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-trl", action="store_true", help="leave TRL's trainer out")
     parser.add_argument("--no-vocabulary", action="store_true", help="leave the real vocabulary of 151 936 out")
+    parser.add_argument("--small", action="store_true", help="hidden 512 with 4 + 4 layers, not the 2B model's widths")
     parser.add_argument("--quick", action="store_true", help="a tiny model and one round: checks, not numbers")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     rounds = 1 if args.quick else args.rounds
-    base = QUICK if args.quick else FULL_2B if args.device == "cuda" else Scale()
+    base = QUICK if args.quick else FULL_2B if args.device == "cuda" else SMALL if args.small else Scale()
     base = replace(base, device=args.device, dtype="float32" if args.quick else base.dtype)
     plan = [(base, False, rounds), (base, True, rounds)]
-    if not args.quick and not args.no_vocabulary and base.vocab != 151936:
+    if not (args.quick or args.small or args.no_vocabulary) and base.vocab != 151936:
         plan.append((replace(base, vocab=151936), False, min(rounds, 3)))
     trl = None
     with Progress() as progress:

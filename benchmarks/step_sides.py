@@ -51,6 +51,9 @@ class Scale:
 QUICK = Scale(
     hidden=128, intermediate=256, heads=4, tower_width=64, tower_heads=2, vocab=512, image=8, completions=(8, 5, 7)
 )
+SMALL = Scale(
+    hidden=512, intermediate=2048, layers=4, heads=8, tower_width=384, tower_layers=4, tower_heads=6, vocab=4096
+)
 FULL_2B = Scale(
     layers=28, tower_layers=32, vocab=151936, image=62, text=63, device="cuda", dtype="bfloat16",
     completions=(512, 330, 512, 240, 400, 512, 160, 384),

@@ -13,12 +13,9 @@ from typing import Any
 
 import torch
 from measure import interleave
-from step_sides import QUICK, Scale, build_model, worst_gradient_difference
+from step_sides import QUICK, SMALL, Scale, build_model, worst_gradient_difference
 from torch import Tensor
 
-SMALL = Scale(
-    hidden=512, intermediate=2048, layers=4, heads=8, tower_width=384, tower_layers=4, tower_heads=6, vocab=4096
-)
 SPECIAL = (
     "<|endoftext|>",
     "<|bos|>",

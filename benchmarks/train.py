@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from measure import commit, interleave, machine, versions
 from progress import Progress
-from step_sides import FULL_2B, QUICK, Scale
-from step_trl import NOTE, QUESTION, SMALL, TEMPLATE, build_trainer, generate, pictures, reward
+from step_sides import FULL_2B, QUICK, SMALL, Scale
+from step_trl import NOTE, QUESTION, TEMPLATE, build_trainer, generate, pictures, reward
 
-BRIEF = ["--rounds", "2"]
+BRIEF = ["--rounds", "1"]
 LEARNING_RATE = 1e-6
 CPU = replace(SMALL, completions=(64,) * 8)
 CUDA = replace(FULL_2B, completions=(512,) * 8)

@@ -161,7 +161,7 @@ def test_numbers_as_gold_answers() -> None:
 
 
 def test_the_patients_context_is_no_option() -> None:
-    """"A) smoker" of a history must not be taken for the answer's text."""
+    """ "A) smoker" of a history must not be taken for the answer's text."""
     question, context = "What is shown? A) CT B) MRI", "History: A) smoker, B) gout, C) asthma"
     parts = [{"type": "text", "text": context}, {"type": "text", "text": question}]
     sample = Sample("s", [{"role": "user", "content": parts}], answer="B", meta={"context": context})
