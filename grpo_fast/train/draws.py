@@ -66,7 +66,10 @@ class Draws:
         every rank has its number."""
         mine, bad = self._prepare(self.ranks.share(self._next(count)))
         refused = 0
-        while any(lost := self.ranks.gather(bad)):
+        while True:
+            lost: list[list[str]] = self.ranks.gather(bad)
+            if not any(lost):
+                return mine
             reasons = [reason for rank in lost for reason in rank]
             if self.stop_on_bad:
                 raise BadData(reasons[0])
@@ -77,7 +80,6 @@ class Draws:
             first = sum(map(len, lost[: self.ranks.rank]))
             found, bad = self._prepare(self._next(len(reasons))[first : first + len(bad)])
             mine += found
-        return mine
 
     def _next(self, count: int) -> range:
         self.cursor += count

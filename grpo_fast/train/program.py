@@ -179,7 +179,7 @@ def _supervise(session: Session, taught: Labelled) -> None:
         _draws(session, taught.samples, SFT_ORDER),
         session.processor,
         session.style,
-        stop_token_of(stops, session.processor.tokenizer.eos_token_id),
+        stop_token_of(stops, session.processor.tokenizer),
         as_it_stands=taught.held_back is None,
     )
     steps = own.sft_steps

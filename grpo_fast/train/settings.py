@@ -17,8 +17,9 @@ OnBad = Literal["skip", "stop"]
 
 
 def setting(default: Any, help: str) -> Any:
-    made = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
-    return field(**made, metadata={"help": help})
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(slots=True, kw_only=True)

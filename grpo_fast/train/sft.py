@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -61,9 +62,9 @@ def demonstrated(sample: Sample, style: PromptStyle, *, as_it_stands: bool) -> s
     return style.demonstration(str(sample.answer), thought[1].strip() if thought else "")
 
 
-def stop_token_of(stops: Sequence[int], tokenizer_eos: int | None) -> int:
-    if tokenizer_eos is not None and tokenizer_eos in stops:
-        return tokenizer_eos
+def stop_token_of(stops: Sequence[int], tokenizer: Any) -> int:
+    if tokenizer.eos_token_id in stops:
+        return tokenizer.eos_token_id
     if not stops:
         raise BadSettings("the model names no end-of-sequence token: supervised completions could not end")
     return stops[0]
