@@ -264,7 +264,7 @@ def test_held_out_questions_and_pictures_are_left_out(server: FaultyServer, ques
 
 def test_a_model_in_this_process(checkpoint: Path, questions: Path, tmp_path: Path) -> None:
     def answered(data: Path, output: Path, batch: int = 4) -> dict[str, Any]:
-        given = ["--data", data, "--model", checkpoint, "--device", "cpu", "--k", 6, "--prompt", "no-think"]
+        given = ["--data", data, "--model", checkpoint, "--device", "cpu", "--k", 24, "--prompt", "no-think"]
         given += ["--image-folders", questions.parent, "--max-tokens", 6, "--min-words", 0, "--batch", batch]
         assert run(*given, "--output", output) == 0
         return report(output)["all"]
@@ -279,7 +279,7 @@ def test_a_model_in_this_process(checkpoint: Path, questions: Path, tmp_path: Pa
     data = tmp_path / "agreed.jsonl"
     data.write_text("".join(json.dumps(line) + "\n" for line in told))
     whole = answered(data, tmp_path / "whole")
-    assert whole["chains"] == 24 * 6 and whole["kept"] == len(agreed) >= 1 and whole["refused"]["wrong"] > 10
+    assert whole["chains"] == 24 * 24 and whole["kept"] == len(agreed) >= 2 and whole["refused"]["wrong"] > 10
     for place, line in chains(tmp_path / "whole").items():
         assert line["chains"] == chains(tmp_path / "first")[place]["chains"]
     # Cut within a line after the first batch, and gone on with in batches of another size.
