@@ -39,13 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stats.add_argument("--json", action="store_true", help="print one JSON object")
     to = actions.add_parser(
         "convert", help="write the records in another layout",
-        description="Writes the records in another layout. Images that lie in files stay there; embedded ones are "
-        "written as PNG.",
+        description="Writes the records in another layout. Pictures that lie in files stay there; embedded ones, "
+        "slices of scans and frames of videos are written as PNG.",
     )  # fmt: skip
     _add_sources(to)
     to.add_argument("--to", required=True, choices=tuple(LAYOUTS), help="the layout to write")
     to.add_argument("out", type=Path, metavar="OUT", help="the file to write: .jsonl, for med-r1 .json")
-    to.add_argument("--images", type=Path, metavar="DIR", help="for embedded images (default: OUT's name, _images)")
+    to.add_argument("--images", type=Path, metavar="DIR", help="for the written images (default: OUT's name, _images)")
 
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:

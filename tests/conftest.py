@@ -22,7 +22,10 @@ if not torch.cuda.is_available():
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+# One thread for each of pytest-xdist's workers, in their children too: threads that wait for a core wait long.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(min(int(os.environ.get("OMP_NUM_THREADS", "2")), torch.get_num_threads()))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

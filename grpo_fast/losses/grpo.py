@@ -41,7 +41,7 @@ class GRPOLoss:
         self.entropy_coef = o.entropy_coef
         self._counts_sequences = o.loss_type == "vespo" or o.importance_sampling_level == "sequence"
         self._options_json = o.to_json()
-        self._last_entropy = float("inf")  # adaptive: no bonus before the first measurement
+        self.last_entropy = float("inf")  # adaptive: no bonus before the first measurement
         self._window: Metrics | None = None
 
     def __repr__(self) -> str:
@@ -103,7 +103,7 @@ class GRPOLoss:
         )  # fmt: skip
 
     def _applied_entropy_coef(self) -> float:
-        if self.options.use_adaptive_entropy and self._last_entropy > self.options.entropy_target:
+        if self.options.use_adaptive_entropy and self.last_entropy > self.options.entropy_target:
             return 0.0
         return self.entropy_coef
 
@@ -117,8 +117,8 @@ class GRPOLoss:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
         total, count = sums.tolist()
-        self._window, self._last_entropy = None, total / max(count, 1.0)
-        if self._last_entropy <= o.entropy_target:
+        self._window, self.last_entropy = None, total / max(count, 1.0)
+        if self.last_entropy <= o.entropy_target:
             self.entropy_coef = min(self.entropy_coef + o.entropy_coef_delta, o.entropy_coef_max)
         else:
             self.entropy_coef = max(self.entropy_coef - o.entropy_coef_delta, o.entropy_coef_min)

@@ -116,7 +116,7 @@ BATCH = (
 UPDATES = {  # counted in optimizer updates there, in rollouts here
     "max_steps": "steps", "save_steps": "save_every", "eval_steps": "eval_every", "warmup_steps": "lr_warmup",
 }  # fmt: skip
-COUNTS = frozenset({*BATCH, *UPDATES})
+COUNTS = (*BATCH, *UPDATES)
 
 ALIASES: dict[str, Alias] = {
     **{name: nothing("it is counted in batches.py") for name in COUNTS},

@@ -38,9 +38,6 @@ def run(arguments: argparse.Namespace, *, command: str) -> int:
         try:
             shown.done(train(settings, shown, command=command))
         except Interrupted:
-            shown.note(
-                f"interrupted; the same command with --output {settings.run.output or 'the same folder'} goes on"
-            )
             return 1
     return 0
 

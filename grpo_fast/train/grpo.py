@@ -39,6 +39,8 @@ def run_grpo(session: Session, draws: Draws, rewards: RewardSet, reference: GRPO
     session.resume(optimizer, draws)
     if position.entropy_coef is not None:
         updater.loss.entropy_coef = position.entropy_coef
+    if position.last_entropy is not None:
+        updater.loss.last_entropy = position.last_entropy
     collect = Collector(settings, session.engine, draws, rewards, ranks, session.watch)
     session.view.phase("grpo", steps, position.step)
     with session.keeping(optimizer):
@@ -71,6 +73,7 @@ def _step(session: Session, collect: Collector, updater: Updater, step: int, ste
     # Everything that a resumed run needs moves on together, once the weights have.
     position.step, position.cursor = step, collect.draws.cursor
     position.skipped, position.entropy_coef = collect.draws.skipped.count, updater.loss.entropy_coef
+    position.last_entropy = updater.loss.last_entropy if math.isfinite(updater.loss.last_entropy) else None
     values = experience.metrics | updated.metrics | {"learning_rate": learning_rate, "drawn": float(experience.drawn)}
     completions = experience.drawn * rollout.group_size
     session.record(

@@ -63,6 +63,10 @@ class Live:
             self.console.print(line)
         self._live.start()
 
+    def earlier(self, accuracy: Mapping[str, float]) -> None:
+        with self._lock:
+            self.progress.remember(accuracy)
+
     def phase(self, name: str, total_steps: int, start: int = 0) -> None:
         self._tell_phase()
         with self._lock:

@@ -7,6 +7,7 @@ Each part goes on where an interrupted run of the same folder left it.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -28,7 +29,7 @@ from grpo_fast.train.flags import to_yaml
 from grpo_fast.train.folder import RunFolder
 from grpo_fast.train.grpo import run_grpo
 from grpo_fast.train.held_out import HeldOut
-from grpo_fast.train.interrupts import Interrupts, interrupts
+from grpo_fast.train.interrupts import Interrupted, Interrupts, interrupts
 from grpo_fast.train.questions import Labelled, datasets, labelled
 from grpo_fast.train.ranks import Ranks, ranks
 from grpo_fast.train.session import CHECKPOINTS, Session
@@ -56,6 +57,9 @@ def train(settings: Settings, view: View, *, command: str = "train") -> dict[str
         try:
             session, source, questions = _session(settings, group, view, asked, path, folder)
             return _run(session, source, questions, command)
+        except Interrupted:
+            view.note(f"interrupted; the same command with --output {shlex.quote(str(path))} goes on")
+            raise
         finally:
             if folder is not None:
                 folder.close()
@@ -105,6 +109,7 @@ def _session(
     if found is not None:
         session.position = state.load(found, wrapped, None)
         view.note(f"going on from {found}")
+        view.earlier(session.position.accuracy)
     if folder is not None:
         folder.write_settings(to_yaml(settings))
         folder.rewind(session.position.sizes)

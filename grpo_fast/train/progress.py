@@ -12,6 +12,7 @@ WINDOW = 40  # steps of a trend, and of the rate that the time left is told from
 BARS = "▁▂▃▄▅▆▇█"
 FLAT = "─"  # never changed: the lowest bar would look bad for a reward that is full all along
 PHASES = {"sft": "SFT", "grpo": "GRPO"}
+STAGES = ("start", "sft", "best", "grpo")
 
 
 @dataclass(slots=True)
@@ -80,6 +81,10 @@ class Progress:
             self.values["clipped"] = self.values["clip_low"] + self.values["clip_high"]
         for name, value in self.values.items():
             self.trends.setdefault(name, Trend()).add(value)
+
+    def remember(self, accuracy: Mapping[str, float]) -> None:
+        """Of an interrupted run, by stage: the first is the start, the last the newest."""
+        self.evaluations = [Evaluation("", 0, accuracy[stage]) for stage in STAGES if stage in accuracy]
 
     def evaluated(self, step: int, values: Mapping[str, float]) -> None:
         self.doing = None

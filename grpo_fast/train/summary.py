@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -43,8 +44,10 @@ def finish(session: Session, source: str, questions: int, command: str) -> dict[
         "versions": versions(),
         "settings": asdict(settings),
         "next": {
-            "a page with curves, tables and pictures": f"grpo-fast report {session.path}",
-            "all held-out questions, with intervals": f"grpo-fast eval --model {model} --data {_eval_data(settings)}",
+            "a page with curves, tables and pictures": shlex.join(["grpo-fast", "report", str(session.path)]),
+            "all held-out questions, with intervals": shlex.join(
+                ["grpo-fast", "eval", "--model", str(model), "--data", *_eval_data(settings)]
+            ),
         },
     }
     if session.folder is not None:
@@ -74,10 +77,10 @@ def held_out(position: Position) -> dict[str, Any]:
     return found
 
 
-def _eval_data(settings: Settings) -> str:
+def _eval_data(settings: Settings) -> list[str]:
     if settings.data.eval_data:
-        return " ".join(settings.data.eval_data)
-    return "phantom:test" if settings.data.data == ["phantom"] else "FILE"
+        return settings.data.eval_data
+    return ["phantom:test"] if settings.data.data == ["phantom"] else ["FILE"]
 
 
 def versions() -> dict[str, str]:

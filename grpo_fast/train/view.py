@@ -21,6 +21,10 @@ PAUSE = 5.0  # seconds between two lines about steps
 class View(Protocol):
     def start(self, settings_lines: Sequence[str]) -> None: ...
 
+    def earlier(self, accuracy: Mapping[str, float]) -> None:
+        """Held-out accuracy that an interrupted run had reached, by stage."""
+        ...
+
     def phase(self, name: str, total_steps: int, start: int = 0) -> None: ...
 
     def rollout(self, stats: RolloutStats) -> None: ...
@@ -77,6 +81,9 @@ class Lines:
     def start(self, settings_lines: Sequence[str]) -> None:
         for line in settings_lines:
             self._say(line)
+
+    def earlier(self, accuracy: Mapping[str, float]) -> None:
+        self.progress.remember(accuracy)
 
     def phase(self, name: str, total_steps: int, start: int = 0) -> None:
         self.progress.enter(name, total_steps, start)

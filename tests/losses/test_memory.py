@@ -9,9 +9,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from grpo_fast import GRPOLoss
+from grpo_fast.ops.backends import usable
+from grpo_fast.ops.rows import BLOCK_BYTES
 
 H, V, T = 16, 4096, 64
 BUDGET = 4 << 20  # 250 rows of fp32 logits: a fraction of the smallest batch
+WORK = 0 if usable("native")[0] else 6 * BLOCK_BYTES  # torch's own row pass: temporaries of one block of rows
 
 
 def peak_bytes(n: int, options: dict[str, Any], trained: bool = True, grad: bool = True) -> int:
@@ -56,11 +59,11 @@ def peak_bytes(n: int, options: dict[str, Any], trained: bool = True, grad: bool
 def test_peak_stays_within_the_budget_and_flat(options: dict[str, Any], trained: bool) -> None:
     peaks = {n: peak_bytes(n, options, trained) for n in (512, 8192)}
     rows = 300 * 8192  # some seventy five per-row numbers (log-probs, ratios, masks, weights), whatever V is
-    assert peaks[512] <= BUDGET + rows // 16, peaks
-    assert peaks[8192] <= BUDGET + rows, peaks
-    assert peaks[8192] - peaks[512] <= rows, peaks
-    assert 20 * peaks[8192] < 8192 * V * 4  # what full logits would take
+    assert peaks[512] <= BUDGET + WORK + rows // 16, peaks
+    assert peaks[8192] <= BUDGET + WORK + rows, peaks
+    assert peaks[8192] - peaks[512] <= WORK + rows, peaks
+    assert 20 * (peaks[8192] - WORK) < 8192 * V * 4  # what full logits would take
 
 
 def test_scoring_alone_stays_within_the_budget() -> None:
-    assert peak_bytes(8192, {}, grad=False) <= BUDGET + 300 * 8192
+    assert peak_bytes(8192, {}, grad=False) <= BUDGET + WORK + 300 * 8192

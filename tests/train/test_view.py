@@ -211,6 +211,14 @@ class TestLines:
         waits = [b - a for a, b in zip(list(times.values())[:-2], list(times.values())[1:-1], strict=True)]
         assert waits and all(PAUSE <= wait < PAUSE + 0.31 for wait in waits)
 
+    def test_going_on_it_remembers_the_start(self) -> None:
+        out = io.StringIO()
+        shown = Lines(out)
+        shown.earlier({"sft": 0.5, "best": 0.8, "grpo": 0.7, "start": 0.25})
+        shown.phase("grpo", 100, 50)
+        shown.evaluation(60, {"accuracy": 0.75})
+        assert "held-out accuracy after GRPO step 60: 75.0 % (start 25.0 %, best 80.0 %)" in out.getvalue()
+
     def test_a_stream_without_unicode(self) -> None:
         done = run_child("v.note('β → …')\nv.done(SUMMARY)", json=False, PYTHONIOENCODING="ascii")
         assert done.returncode == 0, done.stderr
