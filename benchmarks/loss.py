@@ -44,7 +44,11 @@ class Checked:
     peak_mb: float | None
 
 
-BRIEF = ["--rounds", "2", "--shape", "512,512,32768", "--no-variants"]
+HEADS = ("trained", "frozen")
+BRIEF = {
+    "cpu": ["--rounds", "2", "--shape", "512,512,32768", "--heads", "trained", "--no-variants", "--no-peak"],
+    "cuda": ["--rounds", "5", "--shape", "8192,1536,151936", "--no-variants"],
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--no-variants", action="store_true", help="leave the on-policy, padded, half-zero and no-gradient cases out"
+    )
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS), help="default: both")
+    parser.add_argument(
+        "--no-peak", action="store_true", help="leave memory out; on a CPU it takes processes of its own"
     )
     parser.add_argument("--quick", action="store_true", help="one small shape and two rounds: checks, not numbers")
 
@@ -74,13 +82,14 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         for case in cases:
             names = [name for name in usable if IMPLEMENTATIONS[name].unavailable(device, case.dtype) is None]
             progress.expect(len(names) * (1 + (rounds if case.timed else 0)) + (rounds if case.timed else 0))
-        if device.type == "cpu":
+        peaks = device.type == "cpu" and not args.no_peak
+        if peaks:
             progress.expect(len(usable) * len(timed))
         rows = []
         for case in cases:
             progress.say(str(case))
             rows += measure_case(case, usable, device, rounds, progress.tick)
-        if device.type == "cpu":
+        if peaks:
             _add_cpu_peaks(rows, timed, usable, args.threads, progress)
     return {"loss": rows, "unavailable": unavailable, **info}
 
@@ -102,7 +111,7 @@ def plan(args: argparse.Namespace) -> list[Case]:
         accuracy = [Case(192, 1024, 32768, torch.bfloat16, policy="on", timed=False)]
     cases: list[Case] = []
     for shape in shapes:
-        cases += [Case(*shape, dtype, head) for head in ("trained", "frozen")]
+        cases += [Case(*shape, dtype, head) for head in args.heads]
         if shape in with_variants and not args.no_variants:
             cases += _variants(shape, dtype)
     return cases + accuracy

@@ -6,6 +6,8 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from peers import IMPLEMENTATIONS
+
 Ratio = tuple[str, str, float]  # part, against what, how many times faster
 
 AGAINST = {
@@ -36,7 +38,7 @@ def show(found: list[Ratio]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="How many times faster, each from one interleaved run", title_justify="left", box=None)
+    table = Table(box=None)
     table.add_column("part", style="dim")
     table.add_column("against")
     table.add_column("", justify="right", style="bold")
@@ -45,7 +47,7 @@ def show(found: list[Ratio]) -> None:
         table.add_row("" if part == last else part, what, f"{value:.2f} ×")
         last = part
     console = Console()
-    console.print()
+    console.print("\nHow many times faster, each from one interleaved run")
     (console if console.is_terminal else Console(width=100)).print(table)
 
 
@@ -82,4 +84,8 @@ def _of_the_loss(rows: list[dict[str, Any]]) -> list[Ratio]:
     ours = next((row for row in case if row["impl"] == "ours"), None)
     if ours is None:
         return []
-    return [("loss", row["impl"], row["ms"] / ours["ms"]) for row in case if not row["impl"].startswith("ours")]
+    return [
+        ("loss", IMPLEMENTATIONS[row["impl"]].label, row["ms"] / ours["ms"])
+        for row in case
+        if not row["impl"].startswith("ours")
+    ]

@@ -24,7 +24,7 @@ CPU = Scale(
 )  # fmt: skip
 CUDA = replace(FULL_2B, completions=(256,) * 8)
 TINY = replace(QUICK, completions=(6,) * 3)
-BRIEF = ["--rounds", "1", "--prompts", "1"]
+BRIEF = {"cpu": ["--rounds", "1", "--prompts", "1", "--caches", "dynamic"], "cuda": ["--rounds", "1"]}
 CACHES = ("dynamic", "static")
 
 
@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--prompts", type=int, help="prompts at once (default 2 on a CPU, 64 on CUDA)")
+    parser.add_argument(
+        "--caches", nargs="+", choices=CACHES, default=list(CACHES), help="of transformers; default: both"
+    )
     parser.add_argument("--quick", action="store_true", help="a tiny model and one round: checks, not numbers")
 
 
@@ -42,7 +45,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     scale = replace(scale, device=args.device)
     count = args.prompts or (64 if args.device == "cuda" and not args.quick else 2)
     device, group, tokens = torch.device(args.device), len(scale.completions), scale.completions[0]
-    engine, sides = build_sides(scale, count)
+    engine, sides = build_sides(scale, count, args.caches)
     check_greedy(sides, scale.dtype)
 
     clock = 0 if device.type == "cuda" else 1  # prefill's share of CPU time: wall clocks of two runs differ by too much
@@ -89,7 +92,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return result | {"machine": machine(device), "versions": versions(), "commit": commit()}
 
 
-def build_sides(scale: Scale, count: int) -> tuple[Any, dict[str, Callable[[int, bool], torch.Tensor]]]:
+def build_sides(
+    scale: Scale, count: int, caches: Sequence[str]
+) -> tuple[Any, dict[str, Callable[[int, bool], torch.Tensor]]]:
     """Each side as `generate(tokens, greedy)`, giving [prompts * G, tokens]; every side with a model of its own."""
     from grpo_fast.rollout import Engine, SamplingParams
 
@@ -125,7 +130,7 @@ def build_sides(scale: Scale, count: int) -> tuple[Any, dict[str, Callable[[int,
         return generate
 
     sides: dict[str, Callable[[int, bool], torch.Tensor]] = {"ours": ours}
-    for cache in CACHES:
+    for cache in caches:
         sides[f"repeated, {cache} cache"] = transformers(group, cache)
         sides[f"num_return_sequences, {cache} cache"] = transformers(1, cache)
     return engine, sides

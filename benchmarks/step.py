@@ -15,7 +15,7 @@ from measure import commit, interleave, machine, versions
 from progress import Progress
 from step_sides import FULL_2B, QUICK, SIDES, SMALL, Scale, counting, peak_mb, sides, worst_gradient_difference
 
-BRIEF = ["--rounds", "1", "--small", "--no-trl"]
+BRIEF = {"cpu": ["--rounds", "1", "--small", "--no-trl", "--no-peak"], "cuda": ["--rounds", "3", "--no-trl"]}
 ALLOWED_GRADIENT_DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.1}
 
 
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-trl", action="store_true", help="leave TRL's trainer out")
     parser.add_argument("--no-vocabulary", action="store_true", help="leave the real vocabulary of 151 936 out")
     parser.add_argument("--small", action="store_true", help="hidden 512 with 4 + 4 layers, not the 2B model's widths")
+    parser.add_argument("--no-peak", action="store_true", help="leave memory out, which takes processes of its own")
     parser.add_argument("--quick", action="store_true", help="a tiny model and one round: checks, not numbers")
 
 
@@ -39,8 +40,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         plan.append((replace(base, vocab=151936), False, min(rounds, 3)))
     trl = None
     with Progress() as progress:
-        progress.expect(sum(len(SIDES) * (count + 2) for _, _, count in plan))
-        rows = [measure(scale, trained, count, args.threads, progress) for scale, trained, count in plan]
+        progress.expect(sum(len(SIDES) * (count + 2 - args.no_peak) for _, _, count in plan))
+        rows = [measure(scale, trained, count, args, progress) for scale, trained, count in plan]
         if not args.no_trl:
             from step_trl import measure_trl
 
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return result | {"machine": machine(device), "versions": versions(), "commit": commit()}
 
 
-def measure(scale: Scale, trained: bool, rounds: int, threads: int, progress: Progress) -> dict[str, Any]:
+def measure(scale: Scale, trained: bool, rounds: int, args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     progress.say(f"V={scale.vocab}, tower {'trained' if trained else 'frozen'}")
     made = sides(scale, trained)
     counts = {}
@@ -85,9 +86,9 @@ def measure(scale: Scale, trained: bool, rounds: int, threads: int, progress: Pr
 
     timings = interleave({name: fresh(name) for name in made}, rounds, torch.device(scale.device), progress.tick)
     made.clear()
-    peaks = {}
-    for name in counts:
-        peaks[name] = peak_mb(scale, name, trained, threads)
+    peaks: dict[str, float | None] = dict.fromkeys(counts)
+    for name in () if args.no_peak else counts:
+        peaks[name] = peak_mb(scale, name, trained, args.threads)
         progress.tick()
     images = {name: found.patches / scale.image**2 for name, found in counts.items()}
     return {
@@ -96,7 +97,7 @@ def measure(scale: Scale, trained: bool, rounds: int, threads: int, progress: Pr
         "grad_difference": difference,
         "speedup": timings["repeated"].median_ms / timings["ours"].median_ms,
         "flops_ratio": counts["ours"].flops / counts["repeated"].flops,
-        "peak_ratio": None if peaks["ours"] is None else peaks["ours"] / peaks["repeated"],
+        "peak_ratio": peaks["ours"] and peaks["repeated"] and peaks["ours"] / peaks["repeated"],
         "sides": {
             name: {
                 "ms": timings[name].median_ms,

@@ -27,11 +27,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     from measure import import_package
 
     import_package()
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
     parts = {name: importlib.import_module(name) for name in PARTS if (HERE / f"{name}.py").exists()}
     parser = _parser(parts)
     everything = not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help"))
     if everything:
-        runs = [parser.parse_args([name, *module.BRIEF, *argv]) for name, module in parts.items()]
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        runs = [parser.parse_args([name, *module.BRIEF[device], *argv]) for name, module in parts.items()]
     else:
         runs = [parser.parse_args(argv)]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
@@ -20,7 +21,7 @@ from progress import Progress
 from step_sides import FULL_2B, QUICK, SMALL, Scale
 from step_trl import NOTE, QUESTION, TEMPLATE, build_trainer, generate, pictures, reward
 
-BRIEF = ["--rounds", "1"]
+BRIEF = {"cpu": ["--rounds", "1"], "cuda": ["--rounds", "1"]}
 LEARNING_RATE = 1e-6
 CPU = replace(SMALL, completions=(64,) * 8)
 CUDA = replace(FULL_2B, completions=(512,) * 8)
@@ -41,7 +42,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     scale = replace(scale, device=args.device)
     prompts = args.prompts or (8 if args.device == "cuda" and not args.quick else 2)
     rounds = 1 if args.quick else args.rounds
-    with tempfile.TemporaryDirectory() as folder, Progress() as progress:
+    with tempfile.TemporaryDirectory() as folder, Progress() as progress, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the trainer's own
         progress.expect(2 * (rounds + 1))
         trainer = build_trainer(scale, folder, prompts)
         ours, prompt_ids = our_step(scale, trainer, prompts)
