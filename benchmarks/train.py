@@ -21,7 +21,7 @@ from progress import Progress
 from step_sides import FULL_2B, QUICK, SMALL, Scale
 from step_trl import NOTE, QUESTION, TEMPLATE, build_trainer, generate, pictures, reward
 
-BRIEF = {"cpu": ["--rounds", "1"], "cuda": ["--rounds", "1"]}
+BRIEF = {"cpu": ["--rounds", "2", "--prompts", "1"], "cuda": ["--rounds", "1"]}
 LEARNING_RATE = 1e-6
 CPU = replace(SMALL, completions=(64,) * 8)
 CUDA = replace(FULL_2B, completions=(512,) * 8)
