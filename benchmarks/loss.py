@@ -46,7 +46,7 @@ class Checked:
 
 HEADS = ("trained", "frozen")
 BRIEF = {
-    "cpu": ["--rounds", "2", "--shape", "512,512,32768", "--heads", "trained", "--no-variants", "--no-peak"],
+    "cpu": ["--rounds", "5", "--shape", "512,512,32768", "--heads", "trained", "--no-variants", "--no-peak"],
     "cuda": ["--rounds", "5", "--shape", "8192,1536,151936", "--no-variants"],
 }
 
