@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     own.add_argument(
         "--jobs", type=int, default=0, metavar="N",
-        help="processes at once (default: one for each GPU, or for every four cores)",
+        help="processes at once (default: one for each GPU; on a CPU one for every --threads cores, or for four)",
     )  # fmt: skip
     flags.add_arguments(parser, command="train")
     parser.usage = "%(prog)s [--seeds N …] [--SETTING VALUE …] --output DIR"
@@ -88,8 +88,9 @@ def run(arguments: argparse.Namespace) -> int:
         )  # fmt: skip
         for line in seeds[0].budget.lines():
             say(line)
+        count = arguments.jobs or usual_count(settings.run.threads)
         try:
-            with watching() as watch, workers(arguments.jobs or usual_count(), folder, watch, lock) as pool:
+            with watching() as watch, workers(count, folder, watch, lock) as pool:
                 baseline, *others = STAGES
                 done = pool.run([one.jobs[baseline] for one in seeds])
                 done |= pool.run([one.jobs[stage] for one in seeds for stage in others])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FACETS = ("modality", "question_type")
 STYLES = ("think", "no-think")
 FOLDER = "matrix"
+TINY_SETTINGS = {"steps": 80}  # one kind of question is learned sooner than all
 EXAMPLES = """\
 examples:
   grpo-fast matrix             eight tiny models, one for each modality of the embedded questions
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     own.add_argument(
         "--jobs", type=int, default=0, metavar="N",
-        help="processes at once (default: one for each GPU, or for every four cores)",
+        help="processes at once (default: one for each GPU; on a CPU one for every --threads cores, or for four)",
     )  # fmt: skip
     own.add_argument(
         "--skip-unreadable", action="store_true", help="leave the row of a model that cannot be loaded empty"
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     from grpo_fast.matrix.watch import say
     from grpo_fast.train.questions import datasets
 
-    settings = resolved(flags.settings_of(arguments, command="train"))
+    settings = resolved(flags.settings_of(arguments, command="train", tiny=TINY_SETTINGS))
     folder = Path(settings.run.output or FOLDER)
     models = _models(arguments.models, arguments.by)
     styles = STYLES if arguments.think_minus_no_think else ("",)
@@ -111,7 +112,8 @@ def _matrices(
         for style in styles
     }  # fmt: skip
     reasons: dict[str, str] = {}
-    with watching() as watch, workers(arguments.jobs or usual_count(), folder, watch, lock) as pool:
+    count = arguments.jobs or usual_count(settings.run.threads)
+    with watching() as watch, workers(count, folder, watch, lock) as pool:
 
         def skips(job: Job, error: BadCheckpoint) -> bool:
             reasons[job.name] = str(error).removeprefix(f"{job.name}: ")

@@ -18,7 +18,7 @@ from grpo_fast.errors import BadCheckpoint, BadSettings, GRPOFastError, RunFaile
 from grpo_fast.evaluate.answers import Answer
 from grpo_fast.matrix.jobs import Done, Job, failure
 
-CORES_EACH = 4  # below that a second process at once gains little
+CORES_EACH = 4  # of a process that uses what there is: with fewer, a second one gains little
 
 
 class Watch(Protocol):
@@ -134,8 +134,9 @@ def workers(count: int, folder: Path, watch: Watch, lock: int | None) -> Iterato
             signal.signal(signal.SIGTERM, before)
 
 
-def usual_count() -> int:
-    return len(_devices()) or max(1, (os.cpu_count() or 1) // CORES_EACH)
+def usual_count(threads: int) -> int:
+    """`threads` of each: 0 where that is not said."""
+    return len(_devices()) or max(1, (os.cpu_count() or 1) // (threads or CORES_EACH))
 
 
 def _devices() -> list[str]:

@@ -87,9 +87,10 @@ def add_arguments(parser: argparse.ArgumentParser, *, command: str) -> None:
         parser.add_argument(*spellings, dest=_alias(name), nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
-def settings_of(arguments: argparse.Namespace, *, command: str) -> Settings:
+def settings_of(arguments: argparse.Namespace, *, command: str, tiny: Mapping[str, Any] | None = None) -> Settings:
     """Defaults < recipe < --config < flags; says on stderr what other trainers' names became.
 
+    `tiny`: what the recipe of the tiny model gives way to where no recipe is named.
     With --print-settings it prints them and leaves, as --help does.
     """
     given = vars(arguments)
@@ -98,6 +99,8 @@ def settings_of(arguments: argparse.Namespace, *, command: str) -> Settings:
         layers.insert(0, file_layer(_read(given["config"]), command, note_twins=True))
     model = next((layer.all["model"] for layer in reversed(layers) if "model" in layer.all), None)
     below, notes = recipes.layers(given.get("recipe"), model, command)
+    if tiny and below and given.get("recipe") is None:
+        below.append({name: Entry(name, value, "for the tiny model", "") for name, value in tiny.items()})
     layers = [file_layer(one, command) for one in below] + layers
     merged = merge(layers, command, int(os.environ.get("WORLD_SIZE", "1")))
     settings = build(merged.values)

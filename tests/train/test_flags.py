@@ -595,3 +595,17 @@ def test_no_text_breaks_the_reader(text: str) -> None:
         from_yaml(text, "x")
     except BadSettings as error:
         assert str(error).startswith("x")
+
+
+@pytest.mark.parametrize(
+    ("argv", "steps"),
+    [
+        ([], 80),
+        (["--steps", "7"], 7),
+        (["--max_steps", "7"], 7),
+        (["--recipe", "phantom"], 200),
+        (["--model", "x"], None),
+    ],
+)
+def test_a_command_may_shorten_the_tiny_models_training(argv: list[str], steps: int | None) -> None:
+    assert settings_of(TRAIN.parse_args(argv), command="train", tiny={"steps": 80}).optim.steps == steps
