@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -56,47 +54,18 @@ def loss_sizes(job: Job) -> None:
 
 
 def step_trl(job: Job) -> None:
-    """TRL's own loss and backward beside GRPOPolicy's, on the batch that TRL generated, a model for each."""
-    from step_sides import FULL_2B, QUICK
-    from step_trl import build_trainer, cut, generate, group_of
-
-    from grpo_fast.losses.grpo import GRPOLoss
-    from grpo_fast.policy import GRPOPolicy, Packer
+    from step_sides import FULL_2B, QUICK, fresh
+    from step_trl import beside_trl
 
     scale = replace(QUICK if job.tiny else FULL_2B, device=job.device)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = build_trainer(scale, folder)
-        batch = cut(generate(trainer), scale.completions)
-    theirs = trainer.model
-    policy = GRPOPolicy(copy.deepcopy(theirs), GRPOLoss(loss_type="dapo"))
-    group = group_of(batch, policy)
-    packer = Packer(policy.prompt_spec, 2**20, policy.loss.options)
-
-    def ours_step() -> None:
-        policy.features.clear()
-        for packed in packer.pack([group]).batches:
-            policy(packed.to(job.device)).loss.backward()
-
-    def trl_step() -> None:
-        trainer.compute_loss(theirs, dict(batch)).backward()
-
-    models: dict[str, tuple[Any, Callable[[], None]]] = {"ours": (policy, ours_step), "trl": (theirs, trl_step)}
-    for model, run in models.values():
-        model.zero_grad(set_to_none=True)
+    models, prompt = beside_trl(scale)
+    for _, run in models.values():
         run()
-    difference = _gradient_difference(policy.model, theirs)
+    difference = _gradient_difference(models["ours"][0].model, models["trl"][0])
     job.check("gradients differ from TRL's", difference, GRADIENT_DIFFERENCE)
     if not difference <= GRADIENT_DIFFERENCE:
         return
     peaks = {name: _peak_mb(run, job.device) for name, (_, run) in models.items()}
-
-    def fresh(model: Any, run: Callable[[], None]) -> Callable[[], None]:
-        def step() -> None:
-            model.zero_grad(set_to_none=True)
-            run()
-
-        return step
-
     steps = {name: fresh(*one) for name, one in models.items()}
     timings = interleave(steps, 1 if job.tiny else ROUNDS, torch.device(job.device), lambda: None)
     ours, trl = timings["ours"], timings["trl"]
@@ -105,7 +74,7 @@ def step_trl(job: Job) -> None:
         ours_ms=ours.median_ms, trl_ms=trl.median_ms, ours_spread=[ours.min_ms, ours.max_ms],
         trl_spread=[trl.min_ms, trl.max_ms], peaks_mb=peaks,
         peak_vs_trl=peaks["ours"] / peaks["trl"] if peaks["ours"] and peaks["trl"] else None,
-        prompt=len(group.prompt.input_ids), completions=list(scale.completions),
+        prompt=prompt, completions=list(scale.completions),
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from measure import commit, interleave, machine, versions
 from progress import Progress
-from step_sides import FULL_2B, QUICK, SIDES, SMALL, Scale, counting, peak_mb, sides, worst_gradient_difference
+from step_sides import FULL_2B, QUICK, SIDES, SMALL, Scale, counting, fresh, peak_mb, sides, worst_gradient_difference
 
 BRIEF = {"cpu": ["--rounds", "1", "--small", "--no-trl", "--no-peak"], "cuda": ["--rounds", "3", "--no-trl"]}
 ALLOWED_GRADIENT_DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.1}
@@ -74,18 +74,10 @@ def measure(scale: Scale, trained: bool, rounds: int, args: argparse.Namespace, 
     difference = worst_gradient_difference(made["ours"][0], made["repeated"][0])
     if not difference < ALLOWED_GRADIENT_DIFFERENCE[scale.dtype]:
         raise RuntimeError(f"gradients differ by {difference:.1e} from those of repeated prompts: no time is reported")
-
-    def fresh(name: str) -> Any:
-        model, step = made[name]
-
-        def run_step() -> None:
-            model.zero_grad(set_to_none=True)
-            step()
-
-        return run_step
-
-    timings = interleave({name: fresh(name) for name in made}, rounds, torch.device(scale.device), progress.tick)
+    steps = {name: fresh(*side) for name, side in made.items()}
+    timings = interleave(steps, rounds, torch.device(scale.device), progress.tick)
     made.clear()
+    steps.clear()
     peaks: dict[str, float | None] = dict.fromkeys(counts)
     for name in () if args.no_peak else counts:
         peaks[name] = peak_mb(scale, name, trained, args.threads)

@@ -164,6 +164,16 @@ def sides(scale: Scale, trained: bool) -> dict[str, tuple[Any, Callable[[], None
     return made
 
 
+def fresh(model: Any, step: Callable[[], None]) -> Callable[[], None]:
+    """The step from no gradients at all."""
+
+    def run() -> None:
+        model.zero_grad(set_to_none=True)
+        step()
+
+    return run
+
+
 def worst_gradient_difference(model: Any, truth: Any) -> float:
     mine, theirs = dict(model.named_parameters()), dict(truth.named_parameters())
     if {n for n, p in mine.items() if p.grad is None} != {n for n, p in theirs.items() if p.grad is None}:

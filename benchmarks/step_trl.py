@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from measure import interleave
-from step_sides import QUICK, SMALL, Scale, build_model, worst_gradient_difference
+from step_sides import QUICK, SMALL, Scale, build_model, fresh, worst_gradient_difference
 from torch import Tensor
 
 SPECIAL = (
@@ -36,10 +37,34 @@ NOTE = "on a CPU, TRL scores every completion position, padding included; on a T
 
 
 def measure_trl(device: str, rounds: int, quick: bool) -> dict[str, Any]:
+    scale = replace(QUICK if quick else SMALL, device=device)
+    sides, prompt = beside_trl(scale)
+    for _, step in sides.values():
+        step()
+    difference = worst_gradient_difference(sides["ours"][0].model, sides["trl"][0])
+    if not difference < ALLOWED_GRADIENT_DIFFERENCE:
+        raise RuntimeError(f"gradients differ by {difference:.1e} from TRL's: no time is reported")
+    steps = {name: fresh(*side) for name, side in sides.items()}
+    timings = interleave(steps, rounds, torch.device(device), lambda: None)
+    return {
+        "speedup": timings["trl"].median_ms / timings["ours"].median_ms,
+        "ours_ms": timings["ours"].median_ms,
+        "trl_ms": timings["trl"].median_ms,
+        "grad_difference": difference,
+        "hidden": scale.hidden,
+        "vocab": scale.vocab,
+        "prompt": prompt,
+        "completions": list(scale.completions),
+        "note": NOTE,
+    }
+
+
+def beside_trl(scale: Scale) -> tuple[dict[str, tuple[Any, Callable[[], None]]], int]:
+    """TRL's own loss and backward and GRPOPolicy's, on the batch that TRL generated, each with a model of its own; and
+    the prompt's tokens. A step adds to the gradients that are there."""
     from grpo_fast.losses.grpo import GRPOLoss
     from grpo_fast.policy import GRPOPolicy, Packer
 
-    scale = replace(QUICK if quick else SMALL, device=device)
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(scale, folder)
         batch = cut(generate(trainer), scale.completions)
@@ -49,32 +74,14 @@ def measure_trl(device: str, rounds: int, quick: bool) -> dict[str, Any]:
     packer = Packer(policy.prompt_spec, 2**20, policy.loss.options)
 
     def ours_step() -> None:
-        policy.zero_grad(set_to_none=True)
         policy.features.clear()
         for packed in packer.pack([group]).batches:
-            policy(packed.to(device)).loss.backward()
+            policy(packed.to(scale.device)).loss.backward()
 
     def trl_step() -> None:
-        theirs.zero_grad(set_to_none=True)
         trainer.compute_loss(theirs, dict(batch)).backward()
 
-    ours_step()
-    trl_step()
-    difference = worst_gradient_difference(policy.model, theirs)
-    if not difference < ALLOWED_GRADIENT_DIFFERENCE:
-        raise RuntimeError(f"gradients differ by {difference:.1e} from TRL's: no time is reported")
-    timings = interleave({"ours": ours_step, "trl": trl_step}, rounds, torch.device(device), lambda: None)
-    return {
-        "speedup": timings["trl"].median_ms / timings["ours"].median_ms,
-        "ours_ms": timings["ours"].median_ms,
-        "trl_ms": timings["trl"].median_ms,
-        "grad_difference": difference,
-        "hidden": scale.hidden,
-        "vocab": scale.vocab,
-        "prompt": len(group.prompt.input_ids),
-        "completions": list(scale.completions),
-        "note": NOTE,
-    }
+    return {"ours": (policy, ours_step), "trl": (theirs, trl_step)}, len(group.prompt.input_ids)
 
 
 def build_trainer(scale: Scale, folder: str, prompts: int = 1) -> Any:

@@ -65,9 +65,10 @@ def run(arguments: argparse.Namespace) -> int:
     from grpo_fast.compare.plan import STAGES, plan
     from grpo_fast.compare.result import parts
     from grpo_fast.errors import BadSettings
-    from grpo_fast.matrix.study import identity, resolved, study
+    from grpo_fast.matrix.study import identity, study
     from grpo_fast.matrix.watch import say, watching
     from grpo_fast.matrix.workers import usual_count, workers
+    from grpo_fast.train.resolved import resolved
 
     settings = resolved(flags.settings_of(arguments, command="train"))
     folder = Path(settings.run.output or FOLDER)

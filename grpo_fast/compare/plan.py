@@ -15,8 +15,8 @@ from grpo_fast.data import Dataset, open_data
 from grpo_fast.matrix.jobs import Job, ask_settings
 from grpo_fast.matrix.plan import base_of
 from grpo_fast.matrix.questions import cells, write_questions, written_out
-from grpo_fast.matrix.study import changed
 from grpo_fast.train.grpo import steps_of
+from grpo_fast.train.resolved import changed
 from grpo_fast.train.settings import Settings
 from grpo_fast.train.settings_file import to_yaml
 

@@ -59,10 +59,7 @@ def lines(found: Mapping[str, Part]) -> list[Line]:
     for name, part in found.items():
         whole = name not in (SEEN, UNSEEN)
         for facet in ("overall", *(("modality", "question_type") if whole else ())):
-            groups = (
-                [""] if facet == "overall" else sorted({getattr(a, facet) for given in part.values() for a in given})
-            )
-            for group in (one for one in groups if one or facet == "overall"):
+            for group in [""] if facet == "overall" else _groups(part, facet):
                 made += [line for stage in STAGES if (line := _line(name, part, facet, group, stage)) is not None]
     return made
 

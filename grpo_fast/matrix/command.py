@@ -63,9 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from grpo_fast.errors import BadSettings
     from grpo_fast.matrix.questions import groups, with_held_out
-    from grpo_fast.matrix.study import TINY, changed, identity, resolved, study
+    from grpo_fast.matrix.study import identity, study
     from grpo_fast.matrix.watch import say
     from grpo_fast.train.questions import datasets
+    from grpo_fast.train.resolved import TINY, changed, resolved
 
     settings = resolved(flags.settings_of(arguments, command="train", tiny=TINY_SETTINGS))
     folder = Path(settings.run.output or FOLDER)
@@ -99,10 +100,10 @@ def _matrices(
 ) -> dict[str, Matrix]:  # fmt: skip
     """By the name of their files."""
     from grpo_fast.matrix.plan import BASE, plan
-    from grpo_fast.matrix.study import changed
     from grpo_fast.matrix.table import difference, matrix
     from grpo_fast.matrix.watch import watching
     from grpo_fast.matrix.workers import usual_count, workers
+    from grpo_fast.train.resolved import changed
 
     plans = {
         style: plan(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_fast.matrix.jobs import Job, ask_settings
-from grpo_fast.matrix.study import changed
+from grpo_fast.train.resolved import changed
 from grpo_fast.train.settings import Settings
 from grpo_fast.train.settings_file import to_yaml
 

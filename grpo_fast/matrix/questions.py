@@ -11,8 +11,8 @@ import numpy as np
 from grpo_fast.data import Dataset, names
 from grpo_fast.data.convert import convert
 from grpo_fast.errors import BadData
-from grpo_fast.matrix.study import changed
 from grpo_fast.train.questions import datasets
+from grpo_fast.train.resolved import changed
 from grpo_fast.train.settings import Settings
 from grpo_fast.types import Sample
 

@@ -11,34 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from grpo_fast.errors import BadSettings, RunFailed
-from grpo_fast.train.fields import FIELDS, build
+from grpo_fast.train.resolved import flat
 from grpo_fast.train.settings import Settings
 
 STUDY, LOCK = "study.json", ".lock"
 # settings that move where and how fast, not what is found
 ANY_VALUE = ("output", "threads", "resume", "keep", "save_every", "tensorboard", "wandb", "name", "samples_every")
 PATIENCE = 60.0  # seconds that workers of a killed process have to save and leave
-TINY = "tiny"
-
-
-def flat(settings: Settings) -> dict[str, Any]:
-    return {name: getattr(getattr(settings, field.section), name) for name, field in FIELDS.items()}
-
-
-def changed(settings: Settings, **values: Any) -> Settings:
-    return build(flat(settings) | values)
-
-
-def resolved(settings: Settings) -> Settings:
-    """What `auto` means for this model, kept when the model becomes a folder that was trained from it."""
-    tiny = settings.model.model == TINY
-    prompt, static, warm = settings.data.prompt, settings.rollout.static_shapes, settings.warm_start.warm_start
-    return changed(
-        settings,
-        prompt=("plain" if tiny else "think") if prompt == "auto" else prompt,
-        static_shapes=("on" if tiny else "off") if static == "auto" else static,
-        warm_start=("on" if tiny else "off") if warm == "auto" else warm,
-    )
 
 
 def identity(settings: Settings, **others: Any) -> dict[str, Any]:

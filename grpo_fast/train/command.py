@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, TextIO
 
 from grpo_fast.train import flags
+from grpo_fast.train.resolved import resolved
 
 if TYPE_CHECKING:
     from grpo_fast.train.view import View
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, command: str) -> None:
 
 
 def run(arguments: argparse.Namespace, *, command: str) -> int:
-    settings = flags.settings_of(arguments, command=command)
+    settings = resolved(flags.settings_of(arguments, command=command))
     from transformers.utils import logging
 
     from grpo_fast.train.interrupts import Interrupted

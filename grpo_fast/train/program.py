@@ -32,6 +32,7 @@ from grpo_fast.train.held_out import HeldOut
 from grpo_fast.train.interrupts import Interrupted, Interrupts, interrupts
 from grpo_fast.train.questions import Labelled, datasets, labelled
 from grpo_fast.train.ranks import Ranks, ranks
+from grpo_fast.train.resolved import TINY, resolved
 from grpo_fast.train.session import CHECKPOINTS, Session
 from grpo_fast.train.settings import Settings
 from grpo_fast.train.sft import Demonstrations, demonstrated, run_supervised, stop_token_of
@@ -40,13 +41,13 @@ from grpo_fast.train.trackers import TensorBoard, Tracker, Wandb
 from grpo_fast.train.view import View
 from grpo_fast.types import Sample
 
-TINY = "tiny"
 ORDERS = SFT_ORDER, GRPO_ORDER = 0, 1  # each phase has an order of its own
 TEXTS = 2000  # questions that a tiny model's tokenizer is trained on
 
 
 def train(settings: Settings, view: View, *, command: str = "train") -> dict[str, Any]:
     """The summary, as written. Interrupted (Ctrl-C, SIGTERM) after its last whole step was saved."""
+    settings = resolved(settings)
     with ranks(settings.run.device) as group, interrupts() as asked:
         if settings.run.threads:
             torch.set_num_threads(settings.run.threads)
@@ -89,15 +90,16 @@ def _session(
 ) -> tuple[Session, str, Dataset]:
     """Everything that a run needs, where its last checkpoint left it; with the model's source, and the questions."""
     questions, others = datasets(settings)
-    style = prompt_style(_style_name(settings))
+    style = prompt_style(settings.data.prompt)
     found = _checkpoint(settings, path, ranks)
     source = _source(settings, questions, style, path, ranks, fresh=found is None)
     processor = assemble.load_processor(settings.model, settings.data, source)
     policy = assemble.build_policy(settings, source, ranks)
     wrapped = assemble.wrapped(policy, settings, ranks)
-    rollout = settings.rollout
-    static = settings.model.model == TINY if rollout.static_shapes == "auto" else rollout.static_shapes == "on"
-    engine = Engine(policy, tokenizer=processor.tokenizer, kv_bytes=rollout.kv_bytes, static_shapes=static)
+    engine = Engine(
+        policy, tokenizer=processor.tokenizer, kv_bytes=settings.rollout.kv_bytes,
+        static_shapes=settings.rollout.static_shapes == "on",
+    )  # fmt: skip
     held_out = HeldOut(
         others, processor, style, ranks, count=settings.data.eval_samples, seed=settings.run.seed,
         max_tokens=settings.max_tokens,
@@ -120,12 +122,6 @@ def _trackers(settings: Settings) -> list[Tracker]:
     run = settings.run
     found: list[Tracker] = [TensorBoard()] if run.tensorboard else []
     return [*found, Wandb(name=run.name, settings=asdict(settings))] if run.wandb else found
-
-
-def _style_name(settings: Settings) -> str:
-    if settings.data.prompt != "auto":
-        return settings.data.prompt
-    return "plain" if settings.model.model == TINY else "think"
 
 
 def _source(settings: Settings, train: Dataset, style: PromptStyle, path: Path, ranks: Ranks, *, fresh: bool) -> str:
@@ -171,8 +167,7 @@ def _checkpoint(settings: Settings, path: Path, ranks: Ranks) -> Path | None:
 def _taught(settings: Settings, train: Dataset, command: str) -> Labelled | None:
     if command == "sft":
         return Labelled(train)
-    wanted = settings.warm_start.warm_start
-    if wanted == "off" or (wanted == "auto" and settings.model.model != TINY):
+    if settings.warm_start.warm_start == "off":
         return None
     return labelled(settings.warm_start, train, settings.run.seed)
 

@@ -6,6 +6,7 @@ import os
 import shlex
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from grpo_fast.evaluate.ask import FACETS
 from grpo_fast.evaluate.stats import wilson
 from grpo_fast.train.export import export
 from grpo_fast.train.session import Session
-from grpo_fast.train.settings import Settings
 from grpo_fast.train.state import Position
 
 STAGES = ("start", "sft", "grpo")
@@ -45,9 +45,7 @@ def finish(session: Session, source: str, questions: int, command: str) -> dict[
         "settings": asdict(settings),
         "next": {
             "a page with curves, tables and pictures": shlex.join(["grpo-fast", "report", str(session.path)]),
-            "all held-out questions, with intervals": shlex.join(
-                ["grpo-fast", "eval", "--model", str(model), "--data", *_eval_data(settings)]
-            ),
+            "all held-out questions, with intervals": shlex.join(["grpo-fast", "eval", *_asked(session, model)]),
         },
     }
     if session.folder is not None:
@@ -77,10 +75,14 @@ def held_out(position: Position) -> dict[str, Any]:
     return found
 
 
-def _eval_data(settings: Settings) -> list[str]:
-    if settings.data.eval_data:
-        return settings.data.eval_data
-    return ["phantom:test"] if settings.data.data == ["phantom"] else ["FILE"]
+def _asked(session: Session, model: Path) -> list[str]:
+    """As the run itself asked them."""
+    settings, data = session.settings, session.settings.data
+    files = data.eval_data or (["phantom:test"] if data.data == ["phantom"] else ["FILE"])
+    folders = ["--image-folders", *data.image_folders] if data.eval_data and len(data.image_folders) == 1 else []
+    found = ["--model", str(model), "--data", *files, *folders, "--prompt", session.style.name]
+    found += ["--max-tokens", str(settings.max_tokens)]
+    return found if settings.model.max_pixels is None else [*found, "--max-pixels", str(settings.model.max_pixels)]
 
 
 def versions() -> dict[str, str]:

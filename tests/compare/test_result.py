@@ -18,7 +18,7 @@ from grpo_fast.errors import BadSettings
 from grpo_fast.evaluate.answers import Answer
 from grpo_fast.evaluate.stats import wilson
 from grpo_fast.matrix.jobs import HELD_OUT
-from grpo_fast.matrix.study import changed
+from grpo_fast.train.resolved import changed
 from grpo_fast.train.settings import Settings
 
 BASELINE, SFT, RL = STAGES

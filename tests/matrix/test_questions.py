@@ -10,8 +10,9 @@ from grpo_fast.data import Dataset, open_data
 from grpo_fast.data.phantom import phantom, write
 from grpo_fast.errors import BadData, BadSettings
 from grpo_fast.matrix.questions import balanced, cells, groups, with_held_out
-from grpo_fast.matrix.study import changed, flat, identity, resolved, study
+from grpo_fast.matrix.study import identity, study
 from grpo_fast.train.questions import datasets
+from grpo_fast.train.resolved import changed, flat, resolved
 from grpo_fast.train.settings import Settings
 
 

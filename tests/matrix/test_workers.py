@@ -11,8 +11,8 @@ from evaluate.conftest import make_checkpoint
 
 from grpo_fast.errors import BadCheckpoint, BadSettings, RunFailed
 from grpo_fast.matrix.jobs import Done, Job, ask_settings
-from grpo_fast.matrix.study import changed
 from grpo_fast.matrix.workers import Workers, workers
+from grpo_fast.train.resolved import changed
 from grpo_fast.train.settings import Settings
 from grpo_fast.train.settings_file import to_yaml
 
