@@ -15,6 +15,8 @@ from grpo_fast.train.session import Session
 from grpo_fast.train.settings import Settings
 from grpo_fast.train.update import Updater
 
+SILENT_STEPS = 10  # without a word about it
+
 
 def steps_of(settings: Settings, questions: int) -> int:
     if settings.optim.steps is not None:
@@ -43,13 +45,22 @@ def run_grpo(session: Session, draws: Draws, rewards: RewardSet, reference: GRPO
         updater.loss.last_entropy = position.last_entropy
     collect = Collector(settings, session.engine, draws, rewards, ranks, session.watch)
     session.view.phase("grpo", steps, position.step)
+    silent = 0
     with session.keeping(optimizer):
         while position.step < steps:
-            _step(session, collect, updater, position.step + 1, steps)
+            metrics = _step(session, collect, updater, position.step + 1, steps)
+            silent = silent + 1 if metrics["groups_without_spread"] == 1.0 else 0
+            if silent == SILENT_STEPS:
+                session.view.note(
+                    f"for {SILENT_STEPS} steps no group had two different rewards (mean {metrics['reward']:g}), and "
+                    "nothing was learned. If the reward fell to this, start again with a lower learning_rate or with "
+                    "mask_truncated_completions; if it is the highest there is, the run may end"
+                )
             session.after_step(optimizer, evaluates=True, last=position.step == steps, name="grpo")
 
 
-def _step(session: Session, collect: Collector, updater: Updater, step: int, steps: int) -> None:
+def _step(session: Session, collect: Collector, updater: Updater, step: int, steps: int) -> dict[str, float]:
+    """What was collected, in figures."""
     settings, position = session.settings, session.position
     rollout, optim = settings.rollout, settings.optim
     began = time.perf_counter()
@@ -85,3 +96,4 @@ def _step(session: Session, collect: Collector, updater: Updater, step: int, ste
         },
     )  # fmt: skip
     session.look(step, "grpo", experience.scored)
+    return experience.metrics

@@ -148,3 +148,12 @@ def test_a_model_folder_without_weights(tmp_path: Path, straight: Path, capsys) 
             (folder / file.name).write_bytes(file.read_bytes())
     assert main(["train", "--model", str(folder), "--output", str(tmp_path / "run"), *SMALL]) == 2
     assert "weights" in capsys.readouterr().err
+
+
+def test_rewards_that_are_all_alike_are_spoken_of_once(tmp_path: Path) -> None:
+    file = tmp_path / "reward.py"
+    file.write_text("def nothing(completions, **_):\n    return [0.25] * len(completions)\n")
+    flags = ["--rewards", f"{file}:nothing", "--warm-start", "off", "--steps", "13", "--prompts-per-step", "2"]
+    code, out, err = run(tmp_path / "run", *flags)
+    assert code == 0, err
+    assert out.count("no group had two different rewards (mean 0.25)") == 1
