@@ -27,10 +27,22 @@ if TYPE_CHECKING:
 
 PROMPT_MULTIPLE = 64
 OWN_MULTIPLE = 128
+GRAPHS = 1 << 16  # more than there are buckets
 
 
 def prompt_room(longest: int) -> int:
     return -(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+
+
+def at_fixed_shapes(forward: Callable[[], Tensor], backend: Any = "inductor") -> Callable[[], Tensor]:
+    """Compiled, however many buckets there are: torch counts the graphs of one piece of code, and gives up at eight."""
+    compiled = torch.compile(forward, dynamic=False, backend=backend)
+
+    def run() -> Tensor:
+        with torch._dynamo.config.patch(recompile_limit=GRAPHS, accumulated_recompile_limit=GRAPHS):
+            return compiled()
+
+    return run
 
 
 @dataclass(slots=True, eq=False)
@@ -120,7 +132,7 @@ class StaticDecoder:
         return self._captured(forward) if inputs.ids.device.type == "cuda" else forward
 
     def _captured(self, forward: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        compiled = torch.compile(forward, dynamic=False)
+        compiled = at_fixed_shapes(forward)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # compiles, tunes, and fills every lazily made buffer outside the graph

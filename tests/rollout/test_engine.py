@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._dynamo.testing
 import transformers
 from policy_lab import VOCAB, picture, prompt, tiny_model
 from rollout_lab import mixed_prompts
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models
 from grpo_fast.errors import BadSampling, Diverged, PromptMismatch, PromptTooLong
 from grpo_fast.policy import GRPOPolicy
 from grpo_fast.rollout import Engine, SamplingParams
+from grpo_fast.rollout.static import at_fixed_shapes
 
 ROW_BYTES = 2 * 3 * 2 * 8 * 4  # keys and values, 3 layers, 2 heads of 8, fp32
 
@@ -229,3 +231,20 @@ def test_an_interrupt_leaves_everything_as_it_was(model) -> None:
     again = engine.generate(prompts, 3, params)
     for a, b in zip(expected, again, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a.completions, b.completions, strict=True))
+
+
+def test_more_graphs_than_torch_compiles_of_one_function() -> None:
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+
+    def prepared(size: int) -> torch.Tensor:
+        x = torch.ones(size)
+
+        def forward() -> torch.Tensor:
+            return x + size
+
+        return at_fixed_shapes(forward, backend=counter)()
+
+    for size in range(1, 13):
+        assert prepared(size).tolist() == size * [1.0 + size]
+    assert counter.frame_count == 12
