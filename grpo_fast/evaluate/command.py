@@ -53,8 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from transformers.utils import logging
-
     from grpo_fast.data import open_data
     from grpo_fast.errors import BadSettings
     from grpo_fast.evaluate.leaks import duplicate_ids, find_leaks
@@ -66,7 +64,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.max_samples < 0:
         raise BadSettings(f"--max-samples must be at least 0, got {arguments.max_samples}")
-    logging.disable_progress_bar()
     names = _names(arguments.model)
     settings = AskSettings(
         prompt=arguments.prompt, max_tokens=arguments.max_tokens, batch=arguments.batch,

@@ -4,6 +4,7 @@ hub has used."""
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,10 @@ def load_model(name: str | Path, dtype: Any, *, trust_remote_code: bool = False)
     """`dtype`: torch's, or "auto" for the checkpoint's own. Pickled weights are not read, missing ones not made up."""
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
+    from transformers.utils import logging
 
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             name, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=trust_remote_code
