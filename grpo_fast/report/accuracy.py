@@ -10,6 +10,7 @@ from grpo_fast.report.folder import RunFolder, items, mapping, number, text
 from grpo_fast.report.settings import flattened
 
 OVERALL, MODALITY, QUESTION_TYPE = "overall", "modality", "question_type"
+MEAN = "mean of the groups"
 SAME = 5e-4  # accuracies of the same evaluation, read from two files
 Groups = dict[tuple[str, str], int]  # (facet, group) → questions
 
@@ -133,7 +134,7 @@ def rows_of_results(folder: RunFolder) -> list[Row]:
             continue
         n, low, high = number(row.get("n")), number(row.get("low")), number(row.get("high"))
         series = text(row.get("model")) + (f" · {text(row.get('source'))}" if several else "")
-        group = "" if facet == OVERALL else "mean of the groups" if group == "macro" else group
+        group = "" if facet == OVERALL else MEAN if group == "macro" else group
         rows.append(Row(facet, group, series, accuracy, None if n is None else round(n), low, high))
     if unread:
         folder.problems.append(f"results.json: {unread} rows have no facet or no accuracy and were left out")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from grpo_fast.report.accuracy import MODALITY, OVERALL, QUESTION_TYPE, Count, Row, evaluations_of
+from grpo_fast.report.accuracy import MEAN, MODALITY, OVERALL, QUESTION_TYPE, Count, Row, evaluations_of
 from grpo_fast.report.folder import RunFolder, items, number, text
 from grpo_fast.report.markup import Child, Markup, join, tag
 from grpo_fast.report.names import compact, duration, label, percent, signed
@@ -60,7 +60,9 @@ def accuracy_table(rows: Sequence[Row], series: Sequence[str]) -> Markup:
     head: list[Child] = ["", *([""] if several else []), *numbers, scale]
     places = {name: place for place, name in enumerate(series)}
     facets = sorted({row.facet for row in rows}, key=lambda one: [*HEADINGS, one].index(one))
-    order = sorted(rows, key=lambda row: (facets.index(row.facet), row.group, places.get(row.series, 0)))
+    order = sorted(
+        rows, key=lambda row: (facets.index(row.facet), row.group == MEAN, row.group, places.get(row.series, 0))
+    )
     body, last_facet, last_group = [], "", None
     for row in order:
         if row.facet != last_facet and row.facet != OVERALL:

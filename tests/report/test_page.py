@@ -16,9 +16,11 @@ from report.make import SCRIPT, make_matrix, make_results, make_run, write_lines
 from report.reading import Page
 
 from grpo_fast.evaluate.stats import wilson
+from grpo_fast.report.accuracy import MEAN, MODALITY, Row
 from grpo_fast.report.curves import MAX_POINTS
 from grpo_fast.report.folder import read_folders
 from grpo_fast.report.page import build
+from grpo_fast.report.tables import accuracy_table
 
 
 def page_of(*folders: Path, cases: int = 60) -> Page:
@@ -170,6 +172,12 @@ def test_several_runs_and_other_folders_share_a_page(run_folder: Path, tmp_path:
     for said in ("synthetic-grpo", "Synthetic matrix, %", "Think minus no-think, difference in points"):
         assert said in page.text
     assert len(page.all("button", **{"aria-pressed": "true"})) >= 2
+
+
+def test_the_mean_of_the_groups_comes_after_them() -> None:
+    rows = [Row(MODALITY, group, "model", 0.5) for group in ("ct", MEAN, "x-ray")]
+    table = str(accuracy_table(rows, ["model"]))
+    assert table.index("CT") < table.index("X-ray") < table.index(MEAN)
 
 
 def test_text_of_data_and_models_stays_text(tmp_path: Path) -> None:
