@@ -119,6 +119,7 @@ class PackedBatch:
     finished: Tensor | None  # [S] bool, on the CPU
     num_items_in_batch: float  # scored tokens of the whole step on this rank, left-out ones included
     scale: float  # this micro-batch's share of the step's loss, for losses that average within a batch
+    entropy_scale: float  # beside it, of the entropy bonus: times `scale` it is the share of the step's tokens
     sequences: tuple[tuple[int, int], ...]  # (group, completion) of each of the S, as given to the packer
 
     @property

@@ -60,6 +60,7 @@ class GRPOLoss:
         ref_logps: Tensor | None = None,
         sampler_logps: Tensor | None = None,  # turns the sampler correction on; NaN where unknown
         num_items_in_batch: Tensor | float | None = None,  # dapo, cispo, vespo: tokens of the accumulation window
+        entropy_scale: float = 1.0,  # of the bonus: this call's share of the accumulation window's tokens
         truncated: Tensor | None = None,  # [B] or [S] bool, for mask_truncated_completions
         bias: Tensor | None = None,  # [V]
         lora: Lora | None = None,
@@ -90,7 +91,7 @@ class GRPOLoss:
             rows, weight, bias, lora_a, lora_b, y, cu, flat(advantages), flat(mask), flat(old_logps), flat(ref_logps),
             flat(sampler_logps), truncated if o.mask_truncated_completions else None,
             items, self._options_json,
-            self._applied_entropy_coef(), lora_scale, wants, compact,
+            self._applied_entropy_coef() * entropy_scale, lora_scale, wants, compact,
             compute_dtype(hidden), default_chunk_bytes(hidden.device) if self.chunk_bytes is None else self.chunk_bytes,
             self.backend,
         )  # fmt: skip

@@ -93,6 +93,7 @@ class GRPOPolicy(nn.Module):
                 sampler_logps=batch.sampler_logps,
                 truncated=None if batch.finished is None else ~batch.finished,
                 num_items_in_batch=batch.num_items_in_batch,
+                entropy_scale=batch.entropy_scale,
                 bias=head.bias,
                 lora=head.lora,
             )

@@ -179,6 +179,7 @@ def _join(
     targets = [item.group.completions[i] for item, i in sequences]
     lengths = torch.tensor([target.numel() for target in targets])
     tokens = sum(counted_tokens(item.group, i, options) for item, i in sequences)
+    share = whole.share(options, len(sequences), tokens)
     groups = [item.group for item in items]
     vision, features, rows, source = _vision(live, lay, spec)
 
@@ -214,7 +215,8 @@ def _join(
         sampler_logps=flat(lambda group: group.sampler_logps, "sampler_logps"),
         finished=None if finished is None else torch.tensor(finished, dtype=torch.bool),
         num_items_in_batch=whole.num_items_in_batch,
-        scale=weight * whole.share(options, len(sequences), tokens),
+        scale=weight * share,
+        entropy_scale=tokens / max(whole.tokens, 1) / share if share else 0.0,
         sequences=tuple((item.number, i) for item, i in sequences),
     )
 

@@ -105,7 +105,11 @@ class Updater:
         sums = torch.zeros(3, dtype=torch.float64, device=self.ranks.device)  # loss, log-probs, how many
         for number, batch in enumerate(step, 1):
             counted = bool(groups) and batch.scale != 0
-            batch = replace(batch, scale=batch.scale * shares.of(options) if counted else 0.0)
+            if counted:
+                own = shares.of(options)
+                batch = replace(batch, scale=batch.scale * own, entropy_scale=batch.entropy_scale * shares.tokens / own)
+            else:
+                batch = replace(batch, scale=0.0)
             with self._accumulating(last=number == len(step)):
                 out: LossOutput = self.wrapped(batch.to(self.ranks.device))
                 out.loss.backward()

@@ -14,9 +14,10 @@ from grpo_fast.types import Group
 ROUNDING = 2e-6
 
 
+@pytest.mark.parametrize("entropy_coef", [0.0, 0.1])
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo"])
-def test_micro_batches_do_not_change_the_gradient(loss_type: str) -> None:
-    chosen = lab.settings(loss_type=loss_type)
+def test_micro_batches_do_not_change_the_gradient(loss_type: str, entropy_coef: float) -> None:
+    chosen = lab.settings(loss_type=loss_type, entropy_coef=entropy_coef)
     found = []
     for budget in (2**20, 90):
         policy = lab.policy(chosen)

@@ -27,15 +27,15 @@ SPREADS = {
     "one rank without a group": ([SOME, SOME, SOME, SOME], 4),
     "nothing anywhere": ([ZERO, ZERO, ZERO, ZERO], 2),
 }
-CASES = [
-    (wrap, loss_type, name)
-    for wrap, loss_type in (("ddp", "dapo"), ("ddp", "grpo"), ("ddp", "bnpo"), ("fsdp2", "dapo"), ("fsdp2", "grpo"))
-    for name in SPREADS
-]
+LOSSES = [
+    ("ddp", "dapo", 0.0), ("ddp", "grpo", 0.0), ("ddp", "bnpo", 0.0), ("fsdp2", "dapo", 0.0), ("fsdp2", "grpo", 0.0),
+    ("ddp", "dapo", 0.1), ("ddp", "grpo", 0.1), ("fsdp2", "dapo", 0.1),
+]  # fmt: skip
+CASES = [(*loss, name) for loss in LOSSES for name in SPREADS]
 
 
-def compare(rank: int, wrap: str, loss_type: str, name: str) -> dict[str, float]:
-    chosen = lab.settings(loss_type=loss_type, beta=0.0)
+def compare(rank: int, wrap: str, loss_type: str, entropy_coef: float, name: str) -> dict[str, float]:
+    chosen = lab.settings(loss_type=loss_type, beta=0.0, entropy_coef=entropy_coef)
     alone = lab.policy(chosen)
     policy = copy.deepcopy(alone)
     advantages, first = SPREADS[name]
@@ -66,7 +66,7 @@ def compare(rank: int, wrap: str, loss_type: str, name: str) -> dict[str, float]
 
 
 def work(rank: int) -> dict[str, dict[str, float]]:
-    return {", ".join(case): compare(rank, *case) for case in CASES}
+    return {", ".join(map(str, case)): compare(rank, *case) for case in CASES}
 
 
 if __name__ == "__main__":
