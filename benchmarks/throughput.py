@@ -27,9 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from measure import import_package
 
     import_package()
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
     parts = {name: importlib.import_module(name) for name in PARTS if (HERE / f"{name}.py").exists()}
     parser = _parser(parts)
     everything = not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help"))
@@ -41,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         runs = [parser.parse_args(argv)]
 
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
     only_json = runs[0].json
     with _stdout_for_results(only_json) as stdout:
         results = {}

@@ -68,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     from grpo_fast.matrix.study import identity, study
     from grpo_fast.matrix.watch import say, watching
     from grpo_fast.matrix.workers import usual_count, workers
+    from grpo_fast.train.interrupts import how_to_go_on
     from grpo_fast.train.resolved import resolved
 
     settings = resolved(flags.settings_of(arguments, command="train"))
@@ -96,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
                 done = pool.run([one.jobs[baseline] for one in seeds])
                 done |= pool.run([one.jobs[stage] for one in seeds for stage in others])
         except KeyboardInterrupt:
-            say(f"interrupted; the same command with --output {folder} goes on")
+            say(how_to_go_on(folder))
             return 1
         answers = {
             (one.number, stage): done[job.name].answers for one in seeds for stage, job in one.jobs.items()

@@ -65,6 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     from grpo_fast.matrix.questions import groups, with_held_out
     from grpo_fast.matrix.study import identity, study
     from grpo_fast.matrix.watch import say
+    from grpo_fast.train.interrupts import how_to_go_on
     from grpo_fast.train.questions import datasets
     from grpo_fast.train.resolved import TINY, changed, resolved
 
@@ -89,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             found = _matrices(arguments, asked, folder, columns, models, styles, lock)
         except KeyboardInterrupt:
-            say(f"interrupted; the same command with --output {folder} goes on")
+            say(how_to_go_on(folder))
             return 1
     return _shown(found, folder, arguments.json)
 

@@ -52,8 +52,8 @@ def run_grpo(session: Session, draws: Draws, rewards: RewardSet, reference: GRPO
             silent = silent + 1 if metrics["groups_without_spread"] == 1.0 else 0
             if silent == SILENT_STEPS:
                 session.view.note(
-                    f"for {SILENT_STEPS} steps no group had two different rewards (mean {metrics['reward']:g}), and "
-                    "nothing was learned. If the reward fell to this, start again with a lower learning_rate or with "
+                    f"for {SILENT_STEPS} steps no group had two different rewards (mean {metrics['reward']:g}): they "
+                    "taught nothing. If the reward fell to this, start again with a lower learning_rate or with "
                     "mask_truncated_completions; if it is the highest there is, the run may end"
                 )
             session.after_step(optimizer, evaluates=True, last=position.step == steps, name="grpo")

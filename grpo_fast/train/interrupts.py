@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 
 class Interrupted(Exception):
     """Raised where a run may be left: its last finished step is what is saved."""
+
+
+def how_to_go_on(output: Path) -> str:
+    return f"interrupted; the same command with --output {shlex.quote(str(output))} goes on"
 
 
 class Interrupts:

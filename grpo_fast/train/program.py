@@ -7,7 +7,6 @@ Each part goes on where an interrupted run of the same folder left it.
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -29,7 +28,7 @@ from grpo_fast.train.flags import to_yaml
 from grpo_fast.train.folder import RunFolder
 from grpo_fast.train.grpo import run_grpo
 from grpo_fast.train.held_out import HeldOut
-from grpo_fast.train.interrupts import Interrupted, Interrupts, interrupts
+from grpo_fast.train.interrupts import Interrupted, Interrupts, how_to_go_on, interrupts
 from grpo_fast.train.questions import Labelled, datasets, labelled
 from grpo_fast.train.ranks import Ranks, ranks
 from grpo_fast.train.resolved import TINY, resolved
@@ -59,7 +58,7 @@ def train(settings: Settings, view: View, *, command: str = "train") -> dict[str
             session, source, questions = _session(settings, group, view, asked, path, folder)
             return _run(session, source, questions, command)
         except Interrupted:
-            view.note(f"interrupted; the same command with --output {shlex.quote(str(path))} goes on")
+            view.note(how_to_go_on(path))
             raise
         finally:
             if folder is not None:

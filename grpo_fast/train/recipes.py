@@ -7,9 +7,10 @@ from importlib.resources import files
 
 from grpo_fast.errors import BadSettings
 from grpo_fast.train.fields import FIELDS, nearest
+from grpo_fast.train.resolved import TINY
 from grpo_fast.train.settings_file import Entry, entries
 
-TINY = "phantom"  # the recipe that the tiny model is trained by
+OF_TINY = "phantom"  # the recipe that the tiny model is trained by
 TINY_SECTIONS = ("optim", "warm_start")
 TINY_FIELDS = ("max_completion_length", "max_prompt_tokens")
 
@@ -45,16 +46,16 @@ def layers(name: str | None, model: str | None, command: str) -> tuple[list[Mapp
     A tiny model learns nothing at a real one's learning rate, so it always takes how it moves from its own recipe.
     """
     found: list[Mapping[str, Entry]] = [] if name is None else [load(name, command)]
-    named = found[0]["model"].value if found and "model" in found[0] else "tiny"
-    if (model or named) != "tiny" or name == TINY:
+    named = found[0]["model"].value if found and "model" in found[0] else TINY
+    if (model or named) != TINY or name == OF_TINY:
         return found, []
-    tiny = load(TINY, command)
+    tiny = load(OF_TINY, command)
     if name is None:
         return [tiny], []
     parts = {field: entry for field, entry in tiny.items() if field in FIELDS and _moves(field)}
     return [*found, parts], [
-        f"the tiny model takes {', '.join(sorted(parts))} from recipe {TINY}; rewards, prompt and loss stay those of "
-        f"{name}"
+        f"the tiny model takes {', '.join(sorted(parts))} from recipe {OF_TINY}; rewards, prompt and loss stay "
+        f"those of {name}"
     ]
 
 
