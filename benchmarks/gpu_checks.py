@@ -145,7 +145,7 @@ def _replay(inputs: Inputs, call: Call) -> float:
 
 def memory(job: Job) -> None:
     job.needs_cuda()
-    from grpo_fast.ops.head import default_chunk_bytes
+    from grpo_fast.ops.layout import default_chunk_bytes
 
     device = torch.device("cuda")
     budget = default_chunk_bytes(device) / 1e6

@@ -66,21 +66,28 @@ def _chunks(job: Job, case: Case) -> None:
     eager = compute(inputs, case.dtype)
     allowed = 4 * (compare(eager.logps, eager.grad_hidden, eager.grad_weight, exact).grad or 0.0) + 4e-3
     whole = gradients(inputs)
-    from grpo_fast.ops.head import layout
+    from grpo_fast.ops.layout import layout
 
     form = layout(device, case.dtype, "auto")
-    budget = bytes_for(form, case.vocab, case.hidden, case.rows // SEVERAL_CHUNKS)
+    budget = bytes_for(form, case, case.rows // SEVERAL_CHUNKS)
     several = gradients(inputs, chunk_bytes=budget)
-    job.row(chunk_rows=form.chunk_rows(case.vocab, case.hidden, budget), case=case.as_dict())
+    job.row(chunk_rows=chunk_rows(form, case, budget), case=case.as_dict())
     for name, found in (("one chunk", whole), ("several chunks", several)):
         error = compare(found.logps, found.grad_hidden, found.grad_weight, exact)
         job.check(f"grad_error, {name}, {case}", error.grad or float("inf"), allowed)
     job.check(f"log-probs differ by chunks, {case}", float((whole.logps != several.logps).sum()), 0.0)
 
 
-def bytes_for(form: Any, vocab: int, hidden: int, rows: int) -> int:
+def chunk_rows(form: Any, case: Case, budget: int) -> int:
+    """The rows of a chunk of the loss: on a GPU none is scored through logits."""
+    if form.rows == form.wide:
+        return form.chunk_rows(case.vocab, case.hidden, budget)
+    return form.chunk_rows_without_logits(case.vocab, case.hidden, budget, case.rows, case.head == "trained")
+
+
+def bytes_for(form: Any, case: Case, rows: int) -> int:
     """The least byte budget whose chunks hold that many rows."""
-    return bisect.bisect_left(range(1 << 40), rows, key=lambda size: form.chunk_rows(vocab, hidden, size))
+    return bisect.bisect_left(range(1 << 40), rows, key=lambda budget: chunk_rows(form, case, budget))
 
 
 def gradients(inputs: Inputs, **options: Any) -> Result:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from cases import Case, make_inputs
 from gpu_child import Absent, Job, main
-from gpu_exact import bytes_for
+from gpu_exact import bytes_for, chunk_rows
 from gpu_plan import CHUNK_ROWS, HEADS, ROW_BLOCKS, ROW_WARPS, TILINGS, Tiles
 from measure import bare_gemms, interleave
 from peak import step as unit_of_work
@@ -245,7 +245,7 @@ def _row_pass(launch: Any, z: Tensor, y: Tensor, out: Tensor) -> None:
 def chunks(job: Job) -> None:
     """Every chunk size beside the bare products, at one and at many chunks, with the head trained and frozen."""
     from grpo_fast import GRPOLoss
-    from grpo_fast.ops.head import default_chunk_bytes, layout
+    from grpo_fast.ops.layout import default_chunk_bytes, layout
 
     device = torch.device(job.device)
     form = layout(device, torch.bfloat16, "auto")
@@ -255,7 +255,7 @@ def chunks(job: Job) -> None:
             inputs = make_inputs(case, device, realistic=False)
             sizes = {"default": default_chunk_bytes(device)}
             sizes |= {
-                str(size): bytes_for(form, v, h, size)
+                str(size): bytes_for(form, case, size)
                 for size in ((16, 32) if job.tiny else (2112, *CHUNK_ROWS, 16896))
             }
             steps: dict[str, Callable[[], object]] = {"floor": bare_gemms(case, inputs)}
@@ -272,7 +272,7 @@ def chunks(job: Job) -> None:
                 steps[size] = unit_of_work(replace(IMPLEMENTATIONS["ours"], loss=loss), inputs, case)
             timings = interleave(steps, 2 if job.tiny else 3, device, lambda: None)
             for size, timing in timings.items():
-                fit = None if size == "floor" else form.chunk_rows(v, h, sizes[size])
+                fit = None if size == "floor" else chunk_rows(form, case, sizes[size])
                 share = timings["floor"].median_ms / timing.median_ms
                 job.row(chunk=size, chunk_rows=fit, head=name, rows=n, kind=head, ms=timing.median_ms, share=share)
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from grpo_fast.config import loss_options
 from grpo_fast.ops import fused_loss  # noqa: F401  registers the op
-from grpo_fast.ops.head import default_chunk_bytes
 from grpo_fast.ops.inputs import (
     Lora,
     check_head,
@@ -21,6 +20,7 @@ from grpo_fast.ops.inputs import (
     shape,
     wanted_grads,
 )
+from grpo_fast.ops.layout import default_chunk_bytes
 from grpo_fast.types import LossOutput, Metrics
 
 

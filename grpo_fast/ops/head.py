@@ -19,14 +19,9 @@ import torch
 from torch import Tensor
 
 from grpo_fast.ops.backends import choose
+from grpo_fast.ops.layout import CPU_ROW_MULTIPLE, WIDEN_BYTES, layout
 from grpo_fast.ops.rows import exp_rows, grad_rows, stats_rows
 from grpo_fast.rowstats import RowStats
-
-CPU_CHUNK_BYTES = 256 << 20
-CUDA_SHARE = 32  # of the device's memory: 2.3 GB of 80, 4.4 of 141
-WIDEN_BYTES = 32 << 20
-CUDA_ROW_MULTIPLE = 128
-CPU_ROW_MULTIPLE = 16  # below that many rows a product's bits depend on their number
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,40 +54,6 @@ class Chunk:
     unit_hidden: Tensor | None = None  # [n, H] fp32: E' @ W
 
 
-def default_chunk_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory // CUDA_SHARE
-    return CPU_CHUNK_BYTES
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """In which dtypes a device computes the products of a given dtype."""
-
-    wide: torch.dtype  # of logits and accumulators
-    rows: torch.dtype  # of E'
-    widen: bool  # operands are widened, a block of the vocabulary at a time
-    multiple: int  # rows of a chunk are a multiple of it
-
-    def chunk_rows(self, v: int, h: int, chunk_bytes: int) -> int:
-        """Rows whose logits, unit gradients, hidden copies and products fit the budget."""
-        logits = v * (self.wide.itemsize + (0 if self.rows == self.wide else self.rows.itemsize))
-        spare = chunk_bytes - (WIDEN_BYTES if self.widen else 0)
-        n = spare // (logits + 3 * h * self.wide.itemsize)
-        return max(1, n // self.multiple) * self.multiple
-
-
-def layout(device: torch.device, dtype: torch.dtype, backend: str) -> Layout:
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    on_gpu = device.type == "cuda" or (
-        dtype == torch.bfloat16 and choose("head_gemm", device, dtype, backend) == "triton"
-    )
-    widen = dtype == torch.float16 or (dtype != wide and not on_gpu)
-    return Layout(
-        wide, wide if widen else dtype, widen, CUDA_ROW_MULTIPLE if device.type == "cuda" else CPU_ROW_MULTIPLE
-    )
-
-
 def fake_grads(wants: list[bool], hidden: Tensor, weight: Tensor, *others: Tensor | None) -> list[Tensor]:
     """What an op's fake gives for its gradients: empty where none was wanted."""
     made = [torch.empty_like(hidden) if wants[0] else hidden.new_empty(0)]
@@ -115,7 +76,14 @@ class Head:
         self._w = None if self.layout.widen else w.to(dtype)
         self._shifted = self._shifted_operand(backend)
         self._scratch: Tensor | None = None
+        self.chunk_bytes = chunk_bytes
         self.chunk_rows = self.layout.chunk_rows(self.v, self.h, chunk_bytes)
+
+    def expect(self, n: int, trained: bool) -> None:
+        """Chunks for n rows of which none will be scored through logits: larger ones, where shifted-exp serves."""
+        if self._shifted is not None:
+            form = self.layout
+            self.chunk_rows = form.chunk_rows_without_logits(self.v, self.h, self.chunk_bytes, n, trained)
 
     def _shifted_operand(self, backend: str) -> Tensor | None:
         """The weight as the shifted-exp kernel takes it, or None where the portable path serves."""

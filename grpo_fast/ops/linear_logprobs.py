@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from grpo_fast.ops import flops
-from grpo_fast.ops.head import Chunk, Head, HeadWeights, Layout, default_chunk_bytes, fake_grads, layout
+from grpo_fast.ops.head import Chunk, Head, HeadWeights, fake_grads
 from grpo_fast.ops.inputs import Lora, check_head, compute_dtype, refuse_outside, wanted_grads
+from grpo_fast.ops.layout import Layout, default_chunk_bytes, layout
 from grpo_fast.rowstats import RowStats
 
 WORK = 5  # among the outputs of both ops
