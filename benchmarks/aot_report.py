@@ -119,7 +119,8 @@ def entries(arch: int) -> Iterator[Entry]:
     for expected in (False, True):
         dtypes = {} if expected else {"expected_logp": "*i64"}
         word = "expected" if expected else "bare"
-        yield Entry(arch, "exp_guards", "shift_kernel", word, {"EXPECTED": expected, "BLOCK": 1024}, dtypes=dtypes)
+        constants = {"EXPECTED": expected, "ROWS": 64, "BK": exp_guards.SHIFT_DEPTH}
+        yield Entry(arch, "exp_guards", "shift_kernel", word, constants, dtypes=dtypes, gemm=True)
         for entropy in (False, True):
             constants = {
                 "EXPECTED": expected, "ENTROPY": entropy, "ROWS": shifted_exp._ROWS, "TILES": exp_guards.TILES

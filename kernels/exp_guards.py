@@ -14,6 +14,7 @@ import math
 import triton
 import triton.language as tl
 
+from grpo_fast.kernels.launch import INTERPRETED, UPCAST
 from grpo_fast.kernels.numerics import log1p
 
 LN2 = tl.constexpr(math.log(2.0))
@@ -24,6 +25,8 @@ _CONFIDENT = tl.constexpr(1.0 / (1.0 - 1e-2))  # S / e_y below this: 1 - p < 1e-
 # The width and the row strides travel in units of 8 elements: 16 bytes, which descriptors and vector loads need known.
 EIGHTHS = ["K8", "h_stride8", "w_stride8", "e_stride8"]
 TILES = 32  # partial sums of one row that a kernel reads at a time
+SHIFT_ROWS = 16 if INTERPRETED else 64  # 64: what a warpgroup's product takes
+SHIFT_DEPTH = 64
 RESCUE_BLOCK = 64  # columns, and depth, of the weights that a rescue reads at a time
 
 
@@ -47,30 +50,48 @@ def _target_logit(h_row, w_row, K, BLOCK: tl.constexpr):
     return tl.sum(total, 0)
 
 
-@triton.jit(do_not_specialize=["y", "expected_logp", "shift", "V", *EIGHTHS, "scale"])
+@triton.jit(do_not_specialize=["y", "expected_logp", "shift", "N", "V", *EIGHTHS, "scale"])
 def shift_kernel(
     h,  # [N, K] bf16
     w,  # [V, K] bf16
     y,  # [N] int64
     expected_logp,  # [N] fp32
     shift,  # [N] fp32, in bits: +inf where y < 0, NaN where y >= V
+    N,
     V,
     K8,
     h_stride8,
     w_stride8,
     scale,
     EXPECTED: tl.constexpr,
-    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    BK: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    target = tl.load(y + row)
+    """The targets' logits, as the diagonal of rows times their targets.
+
+    The tensor cores multiply them in GEMM 1's order and so round as there: a confident token's own term is 1, however
+    long K is and however the cores round.
+    """
+    K, h_stride, w_stride = K8 * 8, h_stride8 * 8, w_stride8 * 8
+    lanes = tl.arange(0, ROWS)
+    rows = tl.program_id(0).to(tl.int64) * ROWS + lanes
+    target = tl.load(y + rows, mask=rows < N, other=-1)
     inside = (target >= 0) & (target < V)
-    width = tl.where(inside, K8 * 8, 0)
-    c = _target_logit(h + row * (h_stride8 * 8), w + target * (w_stride8 * 8), width, BLOCK) * scale
+    h_rows = h + rows[:, None] * h_stride
+    w_rows = w + target[None, :] * w_stride
+    acc = tl.zeros((ROWS, ROWS), tl.float32)
+    for k in range(tl.cdiv(K, BK)):
+        depth = k * BK + tl.arange(0, BK)
+        a = tl.load(h_rows + depth[None, :], mask=inside[:, None] & (depth < K)[None, :], other=0.0)
+        b = tl.load(w_rows + depth[:, None], mask=inside[None, :] & (depth < K)[:, None], other=0.0)
+        if UPCAST:
+            a, b = a.to(tl.float32), b.to(tl.float32)
+        acc = tl.dot(a, b, acc)
+    c = tl.sum(tl.where(lanes[:, None] == lanes[None, :], acc, 0.0), 1) * scale
     if EXPECTED:
-        c += raise_bits(tl.load(expected_logp + row))
+        c += raise_bits(tl.load(expected_logp + rows, mask=rows < N, other=0.0))
     c = tl.where(inside, c, tl.where(target < 0, float("inf"), float("nan")))
-    tl.store(shift + row, c)
+    tl.store(shift + rows, c, mask=rows < N)
 
 
 @triton.jit(do_not_specialize=["y", "expected_logp", "sums", "s", "N", "V", *EIGHTHS, "tiles"])

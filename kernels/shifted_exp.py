@@ -24,6 +24,8 @@ from grpo_fast.kernels.exp_guards import (
     EIGHTHS,
     LN2,
     RESCUE_BLOCK,
+    SHIFT_DEPTH,
+    SHIFT_ROWS,
     TILES,
     raise_bits,
     rescue_kernel,
@@ -247,9 +249,9 @@ def shifted_exp(
     scale = inv_temp * LOG2_E
     block_k = min(1024, triton.next_power_of_2(K))
     with on(device):
-        shift_kernel[(N,)](
-            h, w, y, expected, shift, V, K8, h_stride8, w_stride8, scale, EXPECTED=has_expected,
-            BLOCK=block_k, **FUSED,
+        shift_kernel[(triton.cdiv(N, SHIFT_ROWS),)](
+            h, w, y, expected, shift, N, V, K8, h_stride8, w_stride8, scale, EXPECTED=has_expected,
+            ROWS=SHIFT_ROWS, BK=SHIFT_DEPTH, **FUSED,
         )  # fmt: skip
         if by_descriptor:
             allow_scratch(device)
