@@ -11,7 +11,7 @@ import os
 import torch
 
 BACKENDS = ("torch", "native", "triton")
-OPS = ("row_pass", "head_gemm", "policy_loss", "group_advantages", "kv_gather")
+OPS = ("row_pass", "head_gemm", "policy_loss", "group_advantages", "kv_gather", "decode_attention", "draw")
 VARIABLE = "GRPO_FAST_BACKEND"
 
 

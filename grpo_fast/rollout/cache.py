@@ -86,6 +86,8 @@ class GroupCache:
         self.start, self.rows = start, prompt + completions * tokens
         heads, size = pool.shape.kv_heads, pool.shape.head_dim
         prefix_at, own_at = pool.places(start, prompt, completions * tokens)
+        self.prompt_room, self.own_room = prompt, tokens
+        self.prompt_at, self.own_at = prefix_at * heads, own_at * heads  # in rows of D values
 
         def views(buffer: Tensor) -> tuple[Tensor, Tensor]:
             rows = buffer.view(-1, heads * size)

@@ -1,8 +1,8 @@
 """One token for every running completion of every group: one product a layer for all rows, attention by group.
 
-All completions of a group are equally long while they run, so a group attends without masks: its rows, and the query
-heads that share a key head, form one product with the prompt's keys, which are stored once; one batched product with
-each row's own keys; one softmax over both.
+Where kernels serve, they take all groups at once. Elsewhere each group takes its turn: its completions are equally long
+while they run, so it attends without masks. Its rows, and the query heads that share a key head, form one product with
+the prompt's keys, which are stored once; one batched product with each row's own keys; one softmax over both.
 Suffixes: M rows, g running completions of a group, P prompt tokens, t own tokens, Hk key heads, r query heads a key
 head, D head size.
 """
@@ -15,7 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from grpo_fast.rollout.cache import GroupCache
+from grpo_fast.ops.decode_attention import GroupPlace, decode_attention, is_fused, table
+from grpo_fast.rollout.attention import Step
+from grpo_fast.rollout.cache import GroupCache, KVPool
 from grpo_fast.rollout.prefill import pad_rows
 
 
@@ -25,9 +27,35 @@ class GroupRows(NamedTuple):
     place: int  # of the token being decoded, within the completion; so t = place + 1
 
 
-class DecodeStep:
-    """Rows that belong to no group are padding and attend to nothing."""
+def decode_step(pool: KVPool, groups: Sequence[GroupRows], rows: int) -> Step:
+    """For a batch of `rows`; those that belong to no group are padding and attend to nothing."""
+    shape = pool.shape
+    fused = is_fused(shape.device, shape.dtype, shape.head_dim)
+    return FusedStep(pool, groups, rows) if fused else GroupedStep(groups)
 
+
+class FusedStep:
+    def __init__(self, pool: KVPool, groups: Sequence[GroupRows], rows: int) -> None:
+        counts = [one.rows.stop - one.rows.start for one in groups]
+        caches = [one.cache for one in groups]
+        entries = [
+            GroupPlace(
+                one.rows.start, count, c.prompt_at, c.prompt_room, c.prompt_room, c.own_at, c.own_room, one.place
+            )
+            for one, count, c in zip(groups, counts, caches, strict=True)
+        ]
+        group_of = torch.full((rows,), -1)
+        group_of[: sum(counts)] = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+        self.pool = pool
+        self.groups, self.group_of = (x.to(pool.shape.device, non_blocking=True) for x in (table(entries), group_of))
+        self.longest, self.most = max(c.prompt_room for c in caches), max(counts)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        keys, values = self.pool.keys[layer], self.pool.values[layer]
+        return decode_attention(q, k, v, keys, values, self.groups, self.group_of, scale, self.longest, self.most)
+
+
+class GroupedStep:
     def __init__(self, groups: Sequence[GroupRows]) -> None:
         self.groups = groups
 

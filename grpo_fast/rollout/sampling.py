@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from grpo_fast.errors import BadSampling
+from grpo_fast.ops.backends import choose
 
 BLOCK = 256  # tokens: a draw finds its block first, then its token, so that only block sums are accumulated
 SHORTLIST = 1024  # top-p sorts that many tokens, and the whole vocabulary only where they do not hold its mass
@@ -94,6 +95,7 @@ class Sampler:
     def __init__(self, params: SamplingParams, banned: Sequence[int], vocab: int, device: torch.device) -> None:
         self.params = params
         self.banned = torch.tensor(sorted(banned), dtype=torch.int64, device=device)
+        self.allowed = torch.ones(vocab, dtype=torch.bool, device=device).index_fill_(0, self.banned, False)
         if len(self.banned) >= vocab:
             raise BadSampling(f"all {vocab} tokens are banned: nothing can be sampled")
 
@@ -105,6 +107,10 @@ class Sampler:
     ) -> tuple[Tensor, Tensor]:  # [N, G] int64, -1 where the logits are not finite; [N, G] fp32
         params = self.params
         z = logits.float()
+        if seen is None and params.whole_vocabulary and not params.greedy and is_fused(z):
+            from grpo_fast.kernels import draw
+
+            return draw.draw(z, uniform, self.allowed, 1.0 / params.temperature)
         z = z if params.temperature == 1.0 else z.div_(params.temperature)
         steered = z if seen is None else torch.where(seen, penalised(z, params.repetition_penalty), z)
         lse = z[:, self.banned].logsumexp(1) if seen is None else z.logsumexp(1)
@@ -121,6 +127,10 @@ class Sampler:
             tokens = pick(weights, uniform)
         logps = z.gather(1, tokens) - lse[:, None]
         return tokens.masked_fill(~lse.isfinite()[:, None], -1), logps
+
+
+def is_fused(z: Tensor) -> bool:
+    return choose("draw", z.device, z.dtype) == "triton"
 
 
 def penalised(z: Tensor, penalty: float) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from grpo_fast.errors import Diverged
 from grpo_fast.rollout.attention import run_layers
 from grpo_fast.rollout.cache import GroupCache, KVPool
-from grpo_fast.rollout.decode import DecodeStep, GroupRows
+from grpo_fast.rollout.decode import GroupRows, decode_step
 from grpo_fast.rollout.logits import LogitsHead
 from grpo_fast.rollout.prefill import ImageKey, image_key, pad_rows, prefill
 from grpo_fast.rollout.sampling import Sampler, SamplingParams, row_keys, uniforms
@@ -143,10 +143,8 @@ class Rollout:
             groups.append(GroupRows(group.cache, slice(start, start + len(group.slots)), group.length - 1))
             start += len(group.slots)
         ids, positions = pad_rows(inputs.T).T.to(self.pool.shape.device)
-        language_model = self.core.language_model
-        hidden = run_layers(
-            language_model, language_model.embed_tokens(ids), positions.expand(3, -1), DecodeStep(groups)
-        )
+        language_model, step = self.core.language_model, decode_step(self.pool, groups, len(ids))
+        hidden = run_layers(language_model, language_model.embed_tokens(ids), positions.expand(3, -1), step)
         return hidden[: inputs.shape[1]]
 
     def _sample(self, groups: list[Running], hidden: Tensor, draws: int) -> None:

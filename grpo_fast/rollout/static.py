@@ -1,10 +1,10 @@
 """Decoding at fixed shapes, for CUDA graphs and torch.compile: one graph for each bucket of groups and of own tokens.
 
-Every group takes the same room, its prompt's rounded up; lengths are data, not shapes, and masks hide the rest. So more
-is read than there is to read, and only whole groups leave the batch; a captured step costs one launch instead of
-thousands. Graphs live for one rollout: gathered weights may lie elsewhere in the next, adapters may be switched.
-The bookkeeping and the arithmetic are tested on a CPU, where nothing is compiled or captured; capture itself has not
-been run on a GPU.
+Every group takes the same room, its prompt's rounded up; lengths are data, not shapes. Where kernels serve they read
+what there is; elsewhere masks hide the rest, and more is read. Only whole groups leave the batch; a captured step costs
+one launch instead of thousands. Graphs live for one rollout: gathered weights may lie elsewhere in the next, adapters
+may be switched. The bookkeeping and the arithmetic are tested on a CPU, where nothing is compiled or captured; capture
+itself has not been run on a GPU.
 Suffixes: S group slots, G completions of a group, P room for a prompt, R room for a completion, Hk key heads, r query
 heads a key head, D head size.
 """
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from grpo_fast.ops.decode_attention import GroupPlace, decode_attention, is_fused, table
 from grpo_fast.rollout.attention import run_layers
 from grpo_fast.rollout.cache import KVPool
 
@@ -51,13 +52,20 @@ class Inputs:
 
     ids: Tensor  # [S * G]
     positions: Tensor  # [S * G]
-    prompt: Tensor  # [S] tokens of each group's prompt
-    place: Tensor  # [S] of the token being decoded, within the completions of each group
+    groups: Tensor  # [S, 8]
 
-    @classmethod
-    def zeros(cls, groups: int, group_size: int, device: torch.device) -> Inputs:
-        sizes = (groups * group_size, groups * group_size, groups, groups)
-        return cls(*(torch.zeros(size, dtype=torch.int64, device=device) for size in sizes))
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.ids, self.positions, self.groups
+
+    @property
+    def prompt(self) -> Tensor:
+        """[S] tokens of each group's prompt."""
+        return self.groups[:, GroupPlace._fields.index("prompt")]
+
+    @property
+    def place(self) -> Tensor:
+        """[S] of the token being decoded, within the completions of each group."""
+        return self.groups[:, GroupPlace._fields.index("place")]
 
 
 @dataclass(slots=True)
@@ -70,9 +78,12 @@ class StaticDecoder:
     inputs: dict[int, Inputs] = field(default_factory=dict)  # by groups
     steps: dict[tuple[int, int], Callable[[], Tensor]] = field(default_factory=dict)  # by groups and own tokens
     graph_pool: Any = None
+    fused: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.pool.divide(self.prompt, self.group_size, self.tokens)
+        shape = self.pool.shape
+        self.fused = is_fused(shape.device, shape.dtype, shape.head_dim)
         for buffer in (*self.pool.keys, *self.pool.values):
             buffer.zero_()  # masked keys weigh 0, which only a finite value survives
 
@@ -92,7 +103,9 @@ class StaticDecoder:
         groups = min(_power_of_two(len(running)), self.pool.slots)
         self._move_to_front(running, groups)
         places = [group.length - 1 for group in running]
-        own = min(self.tokens, -(-(max(places) + 1) // OWN_MULTIPLE) * OWN_MULTIPLE)
+        own = self.tokens
+        if not self.fused:
+            own = min(own, -(-(max(places) + 1) // OWN_MULTIPLE) * OWN_MULTIPLE)
         slots = [group.cache.start // self.block for group in running]
         rows = torch.tensor(
             [
@@ -101,17 +114,31 @@ class StaticDecoder:
                 for i in range(len(group.slots))
             ]
         )
+        fresh = self._empty(groups)
         if groups not in self.inputs:
-            self.inputs[groups] = Inputs.zeros(groups, self.group_size, self.pool.shape.device)
+            self.inputs[groups] = Inputs(*(x.to(self.pool.shape.device, copy=True) for x in fresh.tensors()))
         inputs = self.inputs[groups]
-        fresh = Inputs.zeros(groups, self.group_size, torch.device("cpu"))
         fresh.ids[rows], fresh.positions[rows] = ids, positions
         fresh.prompt[slots], fresh.place[slots] = torch.tensor(lengths), torch.tensor(places)
-        for name in ("ids", "positions", "prompt", "place"):
-            getattr(inputs, name).copy_(getattr(fresh, name))
+        for mine, its in zip(inputs.tensors(), fresh.tensors(), strict=True):
+            mine.copy_(its)
         if (groups, own) not in self.steps:  # after the inputs: preparing runs the step, and so writes to the cache
             self.steps[groups, own] = self._prepare(inputs, groups, own)
         return self.steps[groups, own]()[rows.to(inputs.ids.device)]
+
+    def _empty(self, groups: int) -> Inputs:
+        """What no running group fills: prompts without tokens, and completions at their first."""
+        heads, own = self.pool.shape.kv_heads, self.group_size * self.tokens
+        middle = self.pool.slots * self.prompt
+        entries = [
+            GroupPlace(
+                slot * self.group_size, self.group_size, slot * self.prompt * heads, self.prompt, 0,
+                (middle + slot * own) * heads, self.tokens, 0,
+            )
+            for slot in range(groups)
+        ]  # fmt: skip
+        ids, positions = torch.zeros(2, groups * self.group_size, dtype=torch.int64)
+        return Inputs(ids, positions, table(entries))
 
     def _move_to_front(self, running: Sequence[Running], groups: int) -> None:
         for group in running:
@@ -156,7 +183,8 @@ class StaticStep:
         shape, slots = decoder.pool.shape, decoder.pool.slots
         heads, size = shape.kv_heads, shape.head_dim
         middle, end = slots * decoder.prompt, slots * decoder.block
-        self.inputs, self.groups, self.own = inputs, groups, own
+        self.decoder, self.inputs, self.groups, self.own = decoder, inputs, groups, own
+        self.group_of = torch.arange(groups, device=shape.device).repeat_interleave(decoder.group_size)
 
         def views(buffer: Tensor) -> tuple[Tensor, Tensor]:
             rows = buffer.view(-1, shape.row_values)
@@ -168,6 +196,10 @@ class StaticStep:
         ]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        if self.decoder.fused:
+            keys, values = self.decoder.pool.keys[layer], self.decoder.pool.values[layer]
+            groups, longest, most = self.inputs.groups, self.decoder.prompt, self.decoder.group_size
+            return decode_attention(q, k, v, keys, values, groups, self.group_of, scale, longest, most)
         (prefix_k, own_k), (prefix_v, own_v) = self.keys[layer], self.values[layer]
         groups, size, heads, _, width = own_k.shape
         at = self.inputs.place.view(-1, 1, 1, 1, 1).expand(groups, size, heads, 1, width)
