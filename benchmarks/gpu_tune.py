@@ -27,6 +27,8 @@ from peak import step as unit_of_work
 from peers import IMPLEMENTATIONS
 from torch import Tensor
 
+from grpo_fast.kernels import head_gemm
+
 VARIANTS = {"store": "store_stages", "sums": "sums_stages", "entropy": "sums_stages"}
 CHECKED_ROWS, TIMED_ROWS, ROUNDS = 777, 8448, 9
 LOGP_ERROR = 1e-4
@@ -43,7 +45,8 @@ def ahead_of_time(job: Job) -> None:
 
         arch = table_for(torch.cuda.get_device_capability()).arch
     entries = {}
-    for tiles in TILINGS[:1] if job.tiny else TILINGS:
+    triton = [tiles for tiles in TILINGS if not tiles.cuda]
+    for tiles in triton[:1] if job.tiny else triton:
         for variant, stages in VARIANTS.items():
             for count in getattr(tiles, stages)[:1] if job.tiny else getattr(tiles, stages):
                 constants = {
@@ -109,6 +112,10 @@ def products(job: Job) -> None:
 
 def tiles(job: Job) -> None:
     tiling = next(one for one in TILINGS if one.name == job.arguments[0])
+    if tiling.cuda:
+        reason = head_gemm.why_unavailable(torch.device(job.device, 0 if job.device == "cuda" else None))
+        if reason:
+            raise Absent(reason)
     bad = refused(job, tiling)
     wanted = [(variant, stages) for variant, names in VARIANTS.items() for stages in getattr(tiling, names)]
     usable = [one for one in wanted if one not in bad]
@@ -127,8 +134,10 @@ def _run(tiling: Tiles, variant: str, stages: int, operands: tuple[Tensor, Tenso
     from grpo_fast.kernels.shifted_exp import shifted_exp
 
     gemm = Gemm(tiling.bm, tiling.bn, tiling.bk, tiling.warps, stages, tiling.specialised, tiling.group)
-    store = variant == "store"
-    return shifted_exp(*operands, 1.0, store=store, entropy=variant == "entropy", tiles=gemm, descriptors=True)
+    return shifted_exp(
+        *operands, 1.0, store=variant == "store", entropy=variant == "entropy", tiles=gemm, descriptors=True,
+        cuda=tiling.cuda,
+    )  # fmt: skip
 
 
 def _operands(n: int, h: int, v: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,27 +169,39 @@ def _right(job: Job, tiling: Tiles, usable: list[tuple[str, int]], name: str, h:
 
 @contextmanager
 def kernel_events() -> Iterator[list[tuple[Any, Any]]]:
-    """Events around every launch of GEMM 1."""
+    """Events around every launch of GEMM 1, Triton's or that of csrc/."""
     from triton import knobs
+
+    import grpo_fast.kernels.shifted_exp as kernels
 
     pairs: list[tuple[Any, Any]] = []
 
+    def begin() -> None:
+        pairs.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
+        pairs[-1][0].record()
+
     def enter(metadata: Any) -> None:
         if metadata.get()["name"] == KERNEL:
-            pairs.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
-            pairs[-1][0].record()
+            begin()
 
     def leave(metadata: Any) -> None:
         if metadata.get()["name"] == KERNEL:
             pairs[-1][1].record()
 
+    def in_cuda(*arguments: Any) -> None:
+        begin()
+        head_gemm.head_gemm(*arguments)
+        pairs[-1][1].record()
+
     knobs.runtime.launch_enter_hook.add(enter)
     knobs.runtime.launch_exit_hook.add(leave)
+    kernels.head_gemm = in_cuda
     try:
         yield pairs
     finally:
         knobs.runtime.launch_enter_hook.remove(enter)
         knobs.runtime.launch_exit_hook.remove(leave)
+        kernels.head_gemm = head_gemm.head_gemm
 
 
 def _timed(job: Job, tiling: Tiles, right: list[tuple[str, int]], name: str, h: int, v: int) -> None:

@@ -193,12 +193,16 @@ def launch_table(records: Sequence[Record]) -> str:
     if not best:
         return ""
     known = {tiles.name: tiles for tiles in TILINGS}
-    first = min(best, key=lambda name: best[name][0])
-    plain = [name for name in best if not known[name].specialised]
-    lines = ["store=" + _gemm(first, best[first][1]["store"]), "sums=" + _gemm(first, best[first][1]["entropy"])]
-    if known[first].specialised and plain:
-        other = min(plain, key=lambda name: best[name][0])
-        lines.append(f"plain=({_gemm(other, best[other][1]['store'])}, {_gemm(other, best[other][1]['entropy'])})")
+    by_time = sorted(best, key=lambda name: best[name][0])
+    first, triton = by_time[0], [name for name in by_time if not known[name].cuda]
+    lines = ["cuda=True"] if known[first].cuda else []
+    for chosen in triton[:1]:
+        stages = best[chosen][1]
+        lines += ["store=" + _gemm(chosen, stages["store"]), "sums=" + _gemm(chosen, stages["entropy"])]
+        plain = [name for name in triton if not known[name].specialised]
+        if known[chosen].specialised and plain:
+            stages = best[plain[0]][1]
+            lines.append(f"plain=({_gemm(plain[0], stages['store'])}, {_gemm(plain[0], stages['entropy'])})")
     passes = [
         row
         for record in records
@@ -217,7 +221,7 @@ def launch_table(records: Sequence[Record]) -> str:
         for variant, stages in best[first][1].items()
         for head, row in times[first][variant, stages].items()
     ]
-    others = [f"# {name}: {best[name][0]:.2f} ms in all" for name in sorted(best, key=lambda name: best[name][0])]
+    others = [f"# {name}: {best[name][0]:.2f} ms in all" for name in by_time]
     return "\n".join([*(line + "," for line in lines), *shares, *others]) + "\n"
 
 

@@ -96,12 +96,24 @@ def examine() -> Report:
         platform=platform.platform(),
         packages={name: installed(name) for name in PACKAGES},
         devices=devices(),
-        backends=[Backend(name, *backends.usable(name)) for name in backends.BACKENDS],
+        backends=[*(Backend(name, *backends.usable(name)) for name in backends.BACKENDS), *hopper(device)],
         choices=[choice(op, device, dtype) for op in backends.OPS],
         attention=[Backend(name, why is None, why or "usable") for name, why in usable_attention().items()],
         loss=loss,
         failure=failure,
     )
+
+
+def hopper(device: torch.device) -> list[Backend]:
+    """The head product of csrc/, where there is a GPU for it."""
+    if device.type != "cuda" or torch.cuda.get_device_capability() != (9, 0):
+        return []
+    from grpo_fast.kernels.head_gemm import why_unavailable
+    from grpo_fast.kernels.launch import TABLES
+
+    reason = why_unavailable(torch.device("cuda", torch.cuda.current_device()))
+    taken = "GEMM 1 takes it" if TABLES[90].cuda else "built; GEMM 1 takes Triton's by the launch table"
+    return [Backend("sm_90a (csrc/)", reason is None, reason or taken)]
 
 
 def installed(package: str) -> str | None:

@@ -9,23 +9,22 @@ import ctypes
 import functools
 import math
 import sys
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from grpo_fast.libraries import FOLDER, load
 from grpo_fast.rowstats import RowStats
 
 ABI = 1
-LIBRARY = Path(__file__).parent / "_native" / "librow_pass.so"
-REBUILD = "install from a checkout with a C++ compiler at hand (GRPO_FAST_REQUIRE_NATIVE=1 shows why a build fails)"
+LIBRARY = FOLDER / "librow_pass.so"
 
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _ROWS = [_P, _I, _I, _I, _P, _F, _F]  # z, row stride, n, V, y, inv_temp, softcap
-_SIGNATURES = {
-    "gf_exp_rows": [*_ROWS, _P, _P, _P, _P, ctypes.c_int],
-    "gf_stats_rows": [*_ROWS, _P, _P, _P, _P, ctypes.c_int],
-    "gf_grad_rows": [*_ROWS, _P, _P, _P, _P, _P, ctypes.c_int],
+_FUNCTIONS = {
+    "gf_exp_rows": (_I, [*_ROWS, _P, _P, _P, _P, ctypes.c_int]),
+    "gf_stats_rows": (_I, [*_ROWS, _P, _P, _P, _P, ctypes.c_int]),
+    "gf_grad_rows": (_I, [*_ROWS, _P, _P, _P, _P, _P, ctypes.c_int]),
 }
 
 
@@ -107,32 +106,19 @@ def _describe(t: Tensor) -> str:
 
 @functools.cache
 def _load() -> ctypes.CDLL | str:
-    """The library, or why there is none."""
-    if not LIBRARY.is_file():
-        return f"{LIBRARY} was not built: {REBUILD}"
-    try:
-        library = _open()
-    except OSError as error:
-        return f"{LIBRARY} does not load ({error}): {REBUILD}"
-    found = library.gf_abi_version()
-    if found != ABI:
-        return f"{LIBRARY} has ABI {found}, this package needs {ABI}: {REBUILD}"
-    for name, arguments in _SIGNATURES.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = arguments, ctypes.c_int64
-    return library
+    return load(LIBRARY, ABI, _FUNCTIONS, "a C++ compiler", _open)
 
 
-def _open() -> ctypes.CDLL:
+def _open(path: str) -> ctypes.CDLL:
     """Torch has put its OpenMP runtime into the global scope; a torch without one needs the compiler's."""
     try:
-        return ctypes.CDLL(str(LIBRARY))
+        return ctypes.CDLL(path)
     except OSError:
         suffix = ".dylib" if sys.platform == "darwin" else ".so"
         for runtime in ("libgomp.so.1", f"libomp{suffix}", "libomp.so.5"):
             try:
                 ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
-                return ctypes.CDLL(str(LIBRARY))
+                return ctypes.CDLL(path)
             except OSError:
                 continue
         raise

@@ -44,6 +44,7 @@ class Launch:
     store: Gemm  # writes E
     sums: Gemm  # row sums only, with or without the entropy
     plain: tuple[Gemm, Gemm] | None = None  # unspecialised (store, sums), to compare against
+    cuda: bool = False  # GEMM 1 from csrc/, where it was built: where measured to be faster than store and sums
     row_block: int = 8192
     row_warps: int = 16
 

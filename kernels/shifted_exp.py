@@ -32,6 +32,7 @@ from grpo_fast.kernels.exp_guards import (
     shift_kernel,
     target_kernel,
 )
+from grpo_fast.kernels.head_gemm import COLUMNS, head_gemm, why_unavailable
 from grpo_fast.kernels.launch import FUSED, INTERPRETED, UPCAST, Gemm, allow_scratch, launch_for, on
 from grpo_fast.rowstats import RowStats
 
@@ -202,13 +203,14 @@ def shifted_exp(
     entropy: bool = False,
     tiles: Gemm | None = None,
     descriptors: bool | None = None,
+    cuda: bool | None = None,
 ) -> tuple[Tensor | None, RowStats]:
     """Unit gradient rows E' [N, V] bf16 (None without `store`) and the rows' statistics.
 
     d logp / d z_j = -inv_temp * E'_j / s, and log-sum-exp = m + ln s: m is the row's shift in nats, not its maximum.
     E' beside the entropy does not fit in registers: with `store`, stats.entropy is None, and follows from the product
     U = E' @ w that the gradient takes anyway, as -logp - inv_temp * (h . U) / s.
-    `tiles` and `descriptors` replace the launch table's choice.
+    `tiles`, `descriptors` and `cuda` (the product of csrc/) replace the launch table's choice.
     """
     reason = supports(h, w)
     if reason:
@@ -227,7 +229,10 @@ def shifted_exp(
     table, programs = launch_for(device)
     gemm = tiles or (table.store if store else table.sums)
     by_descriptor = table.descriptors if descriptors is None else descriptors
-    col_tiles = triton.cdiv(V, gemm.bn)
+    if cuda is None:
+        cuda = table.cuda and tiles is None and why_unavailable(device) is None
+    columns = COLUMNS if cuda else gemm.bn
+    col_tiles = triton.cdiv(V, columns)
 
     def per_row() -> Tensor:
         return torch.empty(N, dtype=torch.float32, device=device)
@@ -253,14 +258,17 @@ def shifted_exp(
             h, w, y, expected, shift, N, V, K8, h_stride8, w_stride8, scale, EXPECTED=has_expected,
             ROWS=SHIFT_ROWS, BK=SHIFT_DEPTH, **FUSED,
         )  # fmt: skip
-        if by_descriptor:
-            allow_scratch(device)
-        _gemm_exp_kernel[(min(programs, triton.cdiv(N, gemm.bm) * col_tiles),)](
-            h, w, e_ptr, shift, sums, moments, N, V, K8, h_stride8, w_stride8, e_stride8, scale,
-            BM=gemm.bm, BN=gemm.bn, BK=gemm.bk, GROUP=gemm.group, DESCRIPTORS=by_descriptor,
-            SPECIALISED=gemm.specialised, STORE=store, ENTROPY=entropy, num_warps=gemm.warps, num_stages=gemm.stages,
-            **FUSED,
-        )  # fmt: skip
+        if cuda:
+            head_gemm(h, w, e, shift, sums, moments if entropy else None, scale, gemm.group)
+        else:
+            if by_descriptor:
+                allow_scratch(device)
+            _gemm_exp_kernel[(min(programs, triton.cdiv(N, gemm.bm) * col_tiles),)](
+                h, w, e_ptr, shift, sums, moments, N, V, K8, h_stride8, w_stride8, e_stride8, scale,
+                BM=gemm.bm, BN=gemm.bn, BK=gemm.bk, GROUP=gemm.group, DESCRIPTORS=by_descriptor,
+                SPECIALISED=gemm.specialised, STORE=store, ENTROPY=entropy, num_warps=gemm.warps,
+                num_stages=gemm.stages, **FUSED,
+            )  # fmt: skip
         _finish_kernel[(triton.cdiv(N, _ROWS),)](
             y, expected, shift, sums, moments, logp, entropy_ptr, m, s, N, col_tiles,
             EXPECTED=has_expected, ENTROPY=entropy, ROWS=_ROWS, TILES=TILES, **FUSED,
@@ -268,7 +276,7 @@ def shifted_exp(
         if store:
             target_kernel[(N,)](
                 e_ptr, y, expected, sums, s, N, V, e_stride8, col_tiles,
-                EXPECTED=has_expected, BN=gemm.bn, TILES=TILES, **FUSED,
+                EXPECTED=has_expected, BN=columns, TILES=TILES, **FUSED,
             )  # fmt: skip
         rescue_kernel[(N,)](
             h, w, e_ptr, y, logp, entropy_ptr, m, s, V, K8, h_stride8, w_stride8, e_stride8, scale,

@@ -265,6 +265,14 @@ def test_the_launch_table_is_the_fastest_that_was_right_everywhere(bench: Any) -
     assert made["plain"] == (Gemm(128, 256, 64, 8, 3), Gemm(128, 256, 64, 8, 4))
     assert (made["row_block"], made["row_warps"]) == (4096, 16)
     assert "80.0 % of cuBLAS" in text
+    for ms, chosen in ((4.0, True), (5.5, None)):  # the product in CUDA, faster and slower than Triton's
+        text = table([record(special, 5.0), record(plain, 6.0), record("cuda", ms)])
+        assert eval(f"dict({text})", {"Gemm": Gemm}) == {
+            "store": Gemm(128, 256, 64, 4, 3, specialised=True),
+            "sums": Gemm(128, 256, 64, 4, 4, specialised=True),
+            "plain": (Gemm(128, 256, 64, 8, 3), Gemm(128, 256, 64, 8, 4)),
+            **({"cuda": True} if chosen else {}),
+        }
 
 
 def test_a_tiling_refused_ahead_of_time_is_not_launched(bench: Any, tmp_path: Path) -> None:

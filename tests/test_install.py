@@ -16,10 +16,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md", "CHANGELOG.md", "constraints.txt")
 LIBRARY = "grpo_fast/_native/librow_pass.so"
+FOR_HOPPER = "grpo_fast/_native/libhead_gemm_sm90.so"
 BUILD = (  # a PEP 517 front end without isolation: builds with the setuptools at hand, installs nothing
     "import sys; from setuptools import build_meta; "
     "print(getattr(build_meta, 'build_' + sys.argv[1])(sys.argv[2]), file=sys.stderr)"
 )
+
+NVCC = shutil.which("nvcc")
 
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="needs a checkout")
 
@@ -45,7 +48,7 @@ def build(what: str, source: Path, **environment: str) -> tuple[Path | None, str
     """The archive and everything the build said; None where it failed."""
     out = source.parent / f"{what}-{len(list(source.parent.iterdir()))}"
     out.mkdir()
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("GRPO_FAST_") and k != "CXX"}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("GRPO_FAST_") and k != "CXX"} | {"NVCC": ""}
     done = subprocess.run(
         [sys.executable, "-c", BUILD, what, str(out)],
         cwd=source,
@@ -97,6 +100,26 @@ def test_wheel_without_compiler_is_pure_and_says_why(checkout: Path) -> None:
     check_contents(files)
     assert LIBRARY not in files
     assert "native code left out" in said and "no-such-compiler" in said
+
+
+@pytest.mark.skipif(not has_compiler() or not NVCC, reason="needs nvcc and a C++ compiler")
+def test_wheel_with_the_product_for_hopper(checkout: Path) -> None:
+    wheel, said = build("wheel", checkout, NVCC=str(NVCC), GRPO_FAST_REQUIRE_NATIVE="1")
+    assert wheel is not None, said
+    files = in_wheel(wheel)
+    assert LIBRARY in files and FOR_HOPPER in files
+
+
+@pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
+@pytest.mark.parametrize("nvcc", ["no-such-nvcc", "false"])
+def test_an_nvcc_that_fails_costs_hopper_its_product_alone(nvcc: str, checkout: Path) -> None:
+    wheel, said = build("wheel", checkout, NVCC=nvcc)
+    assert wheel is not None, said
+    files = in_wheel(wheel)
+    assert LIBRARY in files and FOR_HOPPER not in files
+    assert "Triton alone serves on Hopper" in said and nvcc in said
+    wheel, said = build("wheel", checkout, NVCC=nvcc, GRPO_FAST_REQUIRE_NATIVE="1")
+    assert wheel is None and nvcc in said
 
 
 @pytest.mark.parametrize("cxx", ["no-such-compiler", "false"])

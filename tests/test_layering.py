@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-GROUND = frozenset({"types", "config", "errors", "rowstats"})
+GROUND = frozenset({"types", "config", "errors", "rowstats", "libraries"})
 SERVICES = frozenset({"policy", "rollout", "rewards", "data"})
 PROGRAMS = frozenset({"train", "evaluate", "generate", "datacli", "synth", "report", "matrix", "compare"})
 LOWEST = frozenset({"kernels", "native"})

@@ -9,7 +9,8 @@ from grpo_fast.ops.head import Head, HeadWeights
 from grpo_fast.ops.inputs import compute_dtype
 from grpo_fast.policy.head import head_operands
 
-CHUNK_BYTES = 256 << 20  # of fp32 logits made and looked at in one go
+CPU_CHUNK_BYTES = 256 << 20  # of fp32 logits made and looked at in one go
+CUDA_CHUNK_BYTES = 1 << 30  # a batch in one piece: each further one would read the whole weight again
 
 
 class LogitsHead:
@@ -19,13 +20,14 @@ class LogitsHead:
         operands = head_operands(lm_head)
         lora_a, lora_b, scale = operands.lora or (None, None, 1.0)
         self.weights = HeadWeights(operands.weight, operands.bias, lora_a, lora_b, scale)
-        self.chunk_rows = max(16, CHUNK_BYTES // (4 * len(operands.weight)) // 16 * 16)
+        self.chunk_bytes = CUDA_CHUNK_BYTES if operands.weight.is_cuda else CPU_CHUNK_BYTES
+        self.chunk_rows = max(16, self.chunk_bytes // (4 * len(operands.weight)) // 16 * 16)
         self._head: Head | None = None
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """[n, V] logits of [n, H], which the next call overwrites."""
         dtype = compute_dtype(hidden)
         if self._head is None or self._head.dtype != dtype:
-            self._head = Head(self.weights, dtype, CHUNK_BYTES, "auto")
+            self._head = Head(self.weights, dtype, self.chunk_bytes, "auto")
         with torch.autocast(hidden.device.type, enabled=False):
             return self._head.logits(self._head.hidden(hidden))

@@ -57,6 +57,9 @@ class Inputs:
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.ids, self.positions, self.groups
 
+    def copy(self, device: torch.device | None = None) -> Inputs:
+        return Inputs(*(x.to(device, copy=True) for x in self.tensors()))
+
     @property
     def prompt(self) -> Tensor:
         """[S] tokens of each group's prompt."""
@@ -76,6 +79,7 @@ class StaticDecoder:
     group_size: int  # G
     tokens: int  # R
     inputs: dict[int, Inputs] = field(default_factory=dict)  # by groups
+    nothing: dict[int, Inputs] = field(default_factory=dict)  # the same on the host, where no group runs
     steps: dict[tuple[int, int], Callable[[], Tensor]] = field(default_factory=dict)  # by groups and own tokens
     graph_pool: Any = None
     fused: bool = field(init=False)
@@ -114,10 +118,10 @@ class StaticDecoder:
                 for i in range(len(group.slots))
             ]
         )
-        fresh = self._empty(groups)
         if groups not in self.inputs:
-            self.inputs[groups] = Inputs(*(x.to(self.pool.shape.device, copy=True) for x in fresh.tensors()))
-        inputs = self.inputs[groups]
+            self.nothing[groups] = self._empty(groups)
+            self.inputs[groups] = self.nothing[groups].copy(self.pool.shape.device)
+        inputs, fresh = self.inputs[groups], self.nothing[groups].copy()
         fresh.ids[rows], fresh.positions[rows] = ids, positions
         fresh.prompt[slots], fresh.place[slots] = torch.tensor(lengths), torch.tensor(places)
         for mine, its in zip(inputs.tensors(), fresh.tensors(), strict=True):
