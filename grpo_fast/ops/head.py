@@ -148,8 +148,14 @@ class Head:
         return x.to(self.dtype).to(self.wide) if self.layout.widen else x.to(self.dtype)
 
     def hidden(self, rows: Tensor) -> Tensor:
-        """Hidden rows in the dtype of the products."""
-        return self._cast(rows)
+        """Hidden rows in the dtype of the products, and as the shifted-exp kernel takes them where it serves."""
+        rows = self._cast(rows)
+        if self._shifted is not None:
+            from grpo_fast.kernels.shifted_exp import supports
+
+            if supports(rows, self._shifted) is not None:
+                return rows.clone(memory_format=torch.contiguous_format)
+        return rows
 
     def _lora_in(self, hidden: Tensor) -> Tensor:
         return self._product(hidden, self._cast(self.weights.lora_a).t())

@@ -1,4 +1,4 @@
-"""How many rows a byte budget holds, and that the sweeps take as many."""
+"""How many rows a byte budget holds and the sweeps take, and hidden rows that lie where kernels cannot read them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from grpo_fast import GRPOLoss
+from grpo_fast import GRPOLoss, linear_logprobs
 from grpo_fast.ops.head import Head
 from grpo_fast.ops.layout import Layout
 
@@ -64,3 +64,25 @@ def test_the_loss_takes_as_many_rows_as_fit(
     assert len(taken) == chunks and sum(taken) == ROWS
     for a, b in zip(whole, several, strict=True):
         torch.testing.assert_close(b.float(), a.float(), rtol=2**-6, atol=2**-9)
+
+
+@pytest.mark.parametrize("at", ["an odd address", "an odd distance"])
+def test_hidden_rows_that_tma_cannot_read_are_copied(at: str) -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(4, 8, H).bfloat16()
+    wide = torch.zeros(4, 8, H + 1).bfloat16()
+    where = torch.zeros(rows.numel() + 1).bfloat16()[1:].view(4, 8, H) if at == "an odd address" else wide[..., :H]
+    weight, targets = torch.randn(V, H).bfloat16(), torch.randint(V, (4, 8))
+    advantages = torch.randn(4)
+
+    def found(hidden: Tensor) -> list[Tensor]:
+        leaf = hidden.detach().requires_grad_()
+        out = GRPOLoss(backend="triton")(leaf, weight, targets, advantages=advantages)
+        return [
+            out.logps,
+            linear_logprobs(hidden, weight, targets, backend="triton"),
+            *torch.autograd.grad(out.loss, leaf),
+        ]
+
+    for a, b in zip(found(rows), found(where.copy_(rows)), strict=True):
+        assert torch.equal(a, b)
