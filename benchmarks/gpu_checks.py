@@ -45,7 +45,9 @@ def environment(job: Job) -> None:
 
 def tests(job: Job) -> None:
     """pytest with what follows; a run in which every test is skipped shows nothing, and fails."""
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", *job.arguments]
+    # without the settings that need pytest-xdist
+    options = ["-q", "--tb=short", "-o", "addopts=--import-mode=importlib"]
+    command = [sys.executable, "-m", "pytest", *options, *job.arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     print(done.stdout[-8000:], done.stderr[-2000:])
     counted = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout)}

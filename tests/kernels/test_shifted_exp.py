@@ -18,12 +18,15 @@ from grpo_fast.rowstats import RowStats
 BF16_ROUNDING = 2**-7 if INTERPRETED else 2**-8  # the interpreter truncates fp32 to bf16
 
 
+IN_CUDA = (pytest.mark.gpu, pytest.mark.cuda_product)
+
+
 class Route(TypedDict):
     descriptors: bool
     cuda: bool
 
 
-@pytest.fixture(params=["descriptors", "pointers", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["descriptors", "pointers", pytest.param("cuda", marks=IN_CUDA)])
 def route(request: pytest.FixtureRequest, device: torch.device) -> Route:
     if request.param == "descriptors" and not launch_for(device)[0].descriptors:
         pytest.skip("this GPU has no TMA")
@@ -237,6 +240,7 @@ def test_specialised_equals_plain_equals_fp32(V: int, K: int) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.cuda_product
 @pytest.mark.parametrize(("N", "K", "V"), [(777, 1536, 151_936), (129, 1000, 32_003), (4096, 3584, 152_064)])
 def test_cuda_agrees_with_triton(N: int, K: int, V: int) -> None:
     device = torch.device("cuda", torch.cuda.current_device())

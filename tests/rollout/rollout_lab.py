@@ -6,6 +6,8 @@ import torch
 from policy_lab import IMAGE, grids, picture, prompt
 from torch import Tensor
 
+from grpo_fast import GRPOLoss
+from grpo_fast.policy import GRPOPolicy, Packer, split_rows
 from grpo_fast.rollout import Engine, SamplingParams
 from grpo_fast.types import Prompt
 
@@ -37,3 +39,13 @@ def hf_greedy(model, one: Prompt, engine: Engine, params: SamplingParams) -> Ten
         pad_token_id=0, repetition_penalty=params.repetition_penalty, **images,
     )  # fmt: skip
     return out[0, ids.shape[1] :]
+
+
+def trainer_error(policy: GRPOPolicy, groups, temperature: float) -> float:
+    """How far the recorded log-probs are from those that training computes."""
+    policy.loss = GRPOLoss(temperature=temperature)
+    (batch,) = Packer(policy.prompt_spec, 10**6, policy.loss.options).pack(groups).batches
+    found = split_rows(batch, policy.logps(batch))
+    return max(
+        (found[g, i] - x).abs().max().item() for g, one in enumerate(groups) for i, x in enumerate(one.sampler_logps)
+    )

@@ -8,23 +8,13 @@ import peft
 import pytest
 import torch
 from policy_lab import picture, plain, prompt, tiny_model
-from rollout_lab import hf_greedy, mixed_prompts
+from rollout_lab import hf_greedy, mixed_prompts, trainer_error
 
-from grpo_fast.losses.grpo import GRPOLoss
-from grpo_fast.policy import GRPOPolicy, Packer, split_rows
+from grpo_fast.policy import GRPOPolicy, Packer
 from grpo_fast.rollout import Engine, SamplingParams, static
 
 ROW_BYTES = 2 * 3 * 2 * 8 * 4  # keys and values, 3 layers, 2 heads of 8, fp32
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-
-
-def trainer_error(policy: GRPOPolicy, groups, temperature: float) -> float:
-    policy.loss = GRPOLoss(temperature=temperature)
-    (batch,) = Packer(policy.prompt_spec, 10**6, policy.loss.options).pack(groups).batches
-    found = split_rows(batch, policy.logps(batch))
-    return max(
-        (found[g, i] - x).abs().max().item() for g, one in enumerate(groups) for i, x in enumerate(one.sampler_logps)
-    )
 
 
 # 64 prompts for the two models that the engine is made for; a third family rides along on fewer. The budget of keys
