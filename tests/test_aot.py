@@ -107,7 +107,7 @@ print(aot_report.compile_entry(replace(entry, constants=constants, **change)).vi
 def test_check_ends_with_1_on_a_violation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("aot_report", PROGRAM)
     assert spec is not None and spec.loader is not None
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "path", [str(PROGRAM.parent), *sys.path])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", "0"))  # the module drops it
         report = importlib.util.module_from_spec(spec)
