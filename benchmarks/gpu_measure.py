@@ -124,10 +124,10 @@ def decode(job: Job) -> None:
             engine.generate(prompts, group, params)
             synchronize(torch.device(job.device))
             stats.append(engine.stats)
-        share = rollout.bandwidth_share(engine, scale, count, stats) if job.device == "cuda" else None
+        shares = rollout.decode_shares(engine, scale, count, stats) if job.device == "cuda" else {}
         job.row(
             decode="captured" if captured else "eager", concurrent=count * group, prompt=scale.prompt, tokens=tokens,
-            share_of_bandwidth_floor=share, decode_seconds=[one.decode_seconds for one in stats],
+            **shares, decode_seconds=[one.decode_seconds for one in stats],
             prefill_seconds=[one.prefill_seconds for one in stats],
             decode_tokens_per_s=(tokens - 1) * count * group / min(one.decode_seconds for one in stats),
         )  # fmt: skip

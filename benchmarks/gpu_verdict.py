@@ -110,7 +110,7 @@ def _of_2b(name: str) -> Callable[[Sequence[Record]], float | None]:
 
 
 def _decode(rows: Sequence[Record]) -> float | None:
-    shares = [row["share_of_bandwidth_floor"] for row in rows if row.get("concurrent") == 512]
+    shares = [row.get("share_of_bandwidth_floor") for row in rows if row.get("concurrent") == 512]
     return max((share for share in shares if share is not None), default=None)
 
 

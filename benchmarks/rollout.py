@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "speedup_vs_hf_generate": best["repeated"] / mine["seconds"],
         "speedup_vs_num_return_sequences": best["num"] / mine["seconds"],
         "kv_bytes_vs_hf": mine["kv_bytes"] / rows[-1]["kv_bytes"],
-        "share_of_bandwidth_floor": bandwidth_share(engine, scale, count, ours) if device.type == "cuda" else None,
+        **(decode_shares(engine, scale, count, ours) if device.type == "cuda" else {}),
         "scale": asdict(scale) | {"prompts": count, "prompt": scale.prompt, "group": group, "tokens": tokens},
         "rollout": rows,
     }
@@ -173,19 +173,31 @@ def repeated_kv_bytes(scale: Scale, prompts: int, group: int, tokens: int) -> in
     return prompts * group * (scale.prompt + tokens) * row_bytes(scale)
 
 
-def bandwidth_share(engine: Any, scale: Scale, prompts: int, stats: Sequence[Any]) -> float:
-    """Weights and distinct keys and values, read once a step, at the speed of a large copy, over the decode's time."""
+def decode_shares(engine: Any, scale: Scale, prompts: int, stats: Sequence[Any]) -> dict[str, float]:
+    """Least times of decoding over its own: weights and distinct keys and values read once a step, as fast as a large
+    copy; and the same where the products, as fast as a large one, take longer than reading their weights."""
     buffer = torch.empty(1 << 30, dtype=torch.uint8, device=scale.device)
     target = torch.empty_like(buffer)
+    square = torch.randn(8192, 8192, dtype=getattr(torch, scale.dtype), device=scale.device)
     device = buffer.device
-    target.copy_(buffer)
-    rate = 2 * buffer.numel() * 20 / seconds(lambda: [target.copy_(buffer) for _ in range(20)], device)[0]
+
+    def rate(step: Callable[[], object], work: float) -> float:
+        step()
+        return 20 * work / seconds(lambda: [step() for _ in range(20)], device)[0]
+
+    bytes_per_s = rate(lambda: target.copy_(buffer), 2 * buffer.numel())
+    flops_per_s = rate(lambda: square @ square, 2 * len(square) ** 3)
     model = engine.policy.model
-    weights = sum(p.numel() * p.element_size() for p in model.model.language_model.layers.parameters())
-    weights += model.lm_head.weight.numel() * model.lm_head.weight.element_size()
+    parameters = [*model.model.language_model.layers.parameters(), model.lm_head.weight]
+    reading = sum(p.numel() * p.element_size() for p in parameters) / bytes_per_s
     steps, rows = scale.completions[0] - 1, prompts * len(scale.completions)
-    kv = (steps * prompts * scale.prompt + rows * steps * (steps + 1) // 2) * row_bytes(scale)
-    return (steps * weights + kv) / rate / statistics.median(one.decode_seconds for one in stats)
+    multiplying = 2 * rows * sum(p.numel() for p in parameters) / flops_per_s
+    kv = (steps * prompts * scale.prompt + rows * steps * (steps + 1) // 2) * row_bytes(scale) / bytes_per_s
+    took = statistics.median(one.decode_seconds for one in stats)
+    return {
+        "share_of_bandwidth_floor": (steps * reading + kv) / took,
+        "share_of_roofline": (steps * max(reading, multiplying) + kv) / took,
+    }
 
 
 def show(result: dict[str, Any]) -> None:
@@ -203,9 +215,11 @@ def show(result: dict[str, Any]) -> None:
             f"{row['side']:36} {row['tokens_per_s']:9.0f} {row['seconds']:8.2f} {spread:>15} {row['cpu_seconds']:6.2f} "
             f"{row['prefill_s']:8.2f} {row['decode_s']:7.2f} {row['kv_bytes'] / 1e6:7.1f}"
         )
-    share = result["share_of_bandwidth_floor"]
+    shares = ""
+    if "share_of_roofline" in result:
+        bandwidth, roofline = (100 * result[f"share_of_{name}"] for name in ("bandwidth_floor", "roofline"))
+        shares = f"; decoding at {bandwidth:.0f} % of the bandwidth floor, {roofline:.0f} % of the roofline"
     print(
         f"{result['speedup_vs_hf_generate']:.2f} x generate with repeated prompts, "
-        f"{result['speedup_vs_num_return_sequences']:.2f} x num_return_sequences"
-        + ("" if share is None else f"; {100 * share:.0f} % of the bandwidth floor while decoding")
+        f"{result['speedup_vs_num_return_sequences']:.2f} x num_return_sequences" + shares
     )
