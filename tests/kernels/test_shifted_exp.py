@@ -263,6 +263,21 @@ def test_cuda_agrees_with_triton(N: int, K: int, V: int) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("cuda", [False, pytest.param(True, marks=pytest.mark.cuda_product)])
+def test_rows_beyond_two_to_the_31_elements(cuda: bool) -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    if cuda and (reason := why_unavailable(device)):
+        pytest.skip(reason)
+    h, w, y = operands(16_384, 64, 151_936, device)
+    e, stats = shifted_exp(h, w, y, 1.0, cuda=cuda)
+    last, its = shifted_exp(h[-130:], w, y[-130:], 1.0, cuda=cuda)
+    assert e is not None and last is not None and e.numel() > 2**31
+    assert torch.equal(e[-130:], last) and torch.equal(stats.logp[-130:], its.logp)
+    product = torch.mm(e, w)[-130:]  # the gradient's product reads as far
+    torch.testing.assert_close(product.float(), last.float() @ w.float(), rtol=2**-7, atol=1e-2)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("K", [1536, 3584])
 def test_a_likely_token_is_as_exact_at_any_depth(K: int, device: torch.device) -> None:
     h, w, y = operands(256, K, 4096, device, spread=1.0)
