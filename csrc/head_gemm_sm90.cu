@@ -329,7 +329,8 @@ int gf_head_gemm(
     int64_t n, int64_t v, int64_t k, int64_t h_stride, int64_t w_stride, int64_t e_stride, float scale, int group) {
   if (e && weighted) return cudaErrorInvalidValue;
   const int variant = e ? 0 : weighted ? 1 : 2;
-  const Kernel kernel = variant == 0 ? head_gemm<true, false> : variant == 1 ? head_gemm<false, true> : head_gemm<false, false>;
+  constexpr Kernel kKernels[] = {head_gemm<true, false>, head_gemm<false, true>, head_gemm<false, false>};
+  const Kernel kernel = kKernels[variant];
   cudaError_t error = cudaSetDevice(device);
   if (error != cudaSuccess) return error;
   if (!encoder()) return cudaErrorNotSupported;

@@ -137,7 +137,7 @@ GF_DEVICE void wgmma_wait() {
 GF_DEVICE void hold(float (&acc)[128]) { asm volatile("" : GF_128::"memory"); }
 
 // acc (+)= A B^T for A [64, 16], B [256, 16] in bf16, both given by descriptors. Thread t of the warpgroup holds rows
-// r = 16 (t / 32) + t % 32 / 4 and r + 8: acc[4 j + {0, 1}] is (r, 8 j + t % 4 * 2 + {0, 1}), acc[4 j + {2, 3}] below it.
+// r = 16 (t / 32) + t % 32 / 4 and r + 8: acc[4 j + {0, 1}] is (r, 8 j + t % 4 * 2 + {0, 1}), acc[4 j + {2, 3}] below.
 GF_DEVICE void wgmma_m64n256k16(float (&acc)[128], uint64_t a, uint64_t b, bool accumulate) {
   asm volatile(
       "{\n.reg .pred accumulate;\n"

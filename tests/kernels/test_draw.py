@@ -29,9 +29,9 @@ def both(z: Tensor, uniform: Tensor, banned: list[int], temperature: float = 1.0
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_the_same_tokens_as_torch_and_exact_log_probs(vocab: int, temperature: float, device: torch.device) -> None:
     z = 3 * torch.randn(3, vocab, device=device)
-    uniform = torch.rand(3, 40, dtype=torch.float64, device=device)
+    uniform = torch.rand(3, 12, dtype=torch.float64, device=device)
     tokens, logps, theirs = both(z, uniform, [0, vocab - 1], temperature)
-    assert (tokens == theirs).float().mean() > 0.99  # a uniform number on the border between two may fall either way
+    assert (tokens != theirs).sum() <= 1  # a uniform number on the border between two may fall either way
     exact = (z.double() / temperature).log_softmax(1).gather(1, tokens)
     torch.testing.assert_close(logps.double(), exact, rtol=0, atol=5e-6)
 
