@@ -26,6 +26,44 @@ _KEYS = 64  # that it looks at in one go
 _WAVES = 2  # programs for each multiprocessor, before the prompt's keys are shared out among more
 
 
+@triton.jit
+def _over(
+    keys,
+    values,
+    start,
+    length,
+    first_tile,
+    end_tile,
+    queries,
+    scale,
+    top,
+    total,
+    acc,
+    D: tl.constexpr,
+    KEYS: tl.constexpr,
+):
+    """The softmax of `queries` goes on over some tiles of the `length` keys that lie from `start` on."""
+    lanes = tl.arange(0, D)
+    if UPCAST:
+        queries = queries.to(tl.float32)
+    for tile in range(first_tile, end_tile):
+        at = tile * KEYS + tl.arange(0, KEYS)
+        valid = at < length
+        where = (start + at)[:, None] * D + lanes[None, :]
+        k = tl.load(keys + where, mask=valid[:, None], other=0.0)
+        v = tl.load(values + where, mask=valid[:, None], other=0.0)
+        if UPCAST:
+            k, v = k.to(tl.float32), v.to(tl.float32)
+        x = tl.where(valid[None, :], tl.dot(queries, k.T) * scale, -1e30)
+        new_top = tl.maximum(top, tl.max(x, 1))
+        keep = tl.exp2(top - new_top)
+        p = tl.exp2(x - new_top[:, None])
+        total = total * keep + tl.sum(p, 1)
+        acc = tl.dot(p.to(v.dtype), v, acc * keep[:, None])
+        top = new_top
+    return top, total, acc
+
+
 @triton.jit(do_not_specialize=["groups", "rows", "scale"])
 def _prompt_kernel(
     q,  # [rows, Hk * HEADS, D] contiguous
@@ -57,27 +95,12 @@ def _prompt_kernel(
     row = (first + query // HEADS) * (KEY_HEADS * HEADS) + key_head * HEADS + query % HEADS
     lanes = tl.arange(0, D)
     queries = tl.load(q + row[:, None] * D + lanes[None, :], mask=inside[:, None], other=0.0)
-    if UPCAST:
-        queries = queries.to(tl.float32)
     top = tl.full([QUERIES], -1e30, tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     acc = tl.zeros([QUERIES, D], tl.float32)
     tiles = tl.cdiv(prompt, KEYS)
-    for tile in range(tiles * share // SHARES, tiles * (share + 1) // SHARES):
-        at = tile * KEYS + tl.arange(0, KEYS)
-        valid = at < prompt
-        where = (start + at)[:, None] * D + lanes[None, :]
-        k = tl.load(keys + where, mask=valid[:, None], other=0.0)
-        v = tl.load(values + where, mask=valid[:, None], other=0.0)
-        if UPCAST:
-            k, v = k.to(tl.float32), v.to(tl.float32)
-        x = tl.where(valid[None, :], tl.dot(queries, k.T) * scale, -1e30)
-        new_top = tl.maximum(top, tl.max(x, 1))
-        keep = tl.exp2(top - new_top)
-        p = tl.exp2(x - new_top[:, None])
-        total = total * keep + tl.sum(p, 1)
-        acc = tl.dot(p.to(v.dtype), v, acc * keep[:, None])
-        top = new_top
+    first_tile, end_tile = tiles * share // SHARES, tiles * (share + 1) // SHARES
+    top, total, acc = _over(keys, values, start, prompt, first_tile, end_tile, queries, scale, top, total, acc, D, KEYS)
     part = share.to(tl.int64) * rows * (KEY_HEADS * HEADS) + row
     tl.store(top_part + part, top, mask=inside)
     tl.store(sum_part + part, total, mask=inside)
@@ -139,23 +162,8 @@ def _own_kernel(
         its = tl.load(acc_part + part[:, None] * D + lanes[None, :], mask=inside[:, None], other=0.0)
         acc = acc * keep[:, None] + its * weight[:, None]
         top = new_top
-    if UPCAST:
-        queries = wide_q
-    for tile in range(tl.cdiv(place, KEYS)):
-        at = tile * KEYS + tl.arange(0, KEYS)
-        valid = at < place
-        where = (start + at)[:, None] * D + lanes[None, :]
-        k = tl.load(keys + where, mask=valid[:, None], other=0.0)
-        v = tl.load(values + where, mask=valid[:, None], other=0.0)
-        if UPCAST:
-            k, v = k.to(tl.float32), v.to(tl.float32)
-        x = tl.where(valid[None, :], tl.dot(queries, k.T) * scale, -1e30)
-        new_top = tl.maximum(top, tl.max(x, 1))
-        keep = tl.exp2(top - new_top)
-        p = tl.exp2(x - new_top[:, None])
-        total = total * keep + tl.sum(p, 1)
-        acc = tl.dot(p.to(v.dtype), v, acc * keep[:, None])
-        top = new_top
+    tiles = tl.cdiv(place, KEYS)
+    top, total, acc = _over(keys, values, start, place, 0, tiles, queries, scale, top, total, acc, D, KEYS)
     done = tl.where(real, acc / total[:, None], 0.0).to(out.dtype.element_ty)
     tl.store(out + at_head[:, None] * D + lanes[None, :], done, mask=inside[:, None])
 
