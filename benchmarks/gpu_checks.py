@@ -7,8 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from measure import ROOT, commit, interleave, machine, versions
 from peak import peak_cuda
 from peers import IMPLEMENTATIONS
 
+TEST_PROCESSES = 8
 _SANITIZERS = ("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer")
 
 
@@ -44,16 +48,29 @@ def environment(job: Job) -> None:
 
 
 def tests(job: Job) -> None:
-    """pytest with what follows; a run in which every test is skipped shows nothing, and fails."""
+    """pytest with what follows, dealt to several processes: kernels are compiled as they are met, each on one core.
+
+    A run in which every test is skipped shows nothing, and fails.
+    """
     # without the settings that need pytest-xdist
-    options = ["-q", "--tb=short", "-o", "addopts=--import-mode=importlib"]
-    command = [sys.executable, "-m", "pytest", *options, *job.arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    print(done.stdout[-8000:], done.stderr[-2000:])
-    counted = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout)}
+    pytest = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-o", "addopts=--import-mode=importlib"]
+    found = subprocess.run([*pytest, "--collect-only", *job.arguments], cwd=ROOT, capture_output=True, text=True)
+    names = [line for line in found.stdout.splitlines() if "::" in line]
+    if found.returncode or not names:
+        raise RuntimeError(f"no tests collected:\n{found.stdout[-4000:]}{found.stderr[-2000:]}")
+    size = -(-len(names) // min(TEST_PROCESSES, os.cpu_count() or 1))
+    shares = [names[at : at + size] for at in range(0, len(names), size)]
+    with ThreadPoolExecutor(len(shares)) as pool:
+        run = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
+        done = list(pool.map(run, ([*pytest, *share] for share in shares)))
+    counted: Counter[str] = Counter()
+    for one in done:
+        print(one.stdout[-8000:], one.stderr[-2000:])
+        for number, word in re.findall(r"(\d+) (passed|failed|skipped|error)", one.stdout.splitlines()[-1]):
+            counted[word] += int(number)
     job.row(tests=" ".join(job.arguments), **counted)
-    job.check("tests failed", float(done.returncode), 0.0)
-    job.check("tests passed, at least one", -float(counted.get("passed", 0)), -1.0)
+    job.check("processes with a test that failed", float(sum(one.returncode != 0 for one in done)), 0.0)
+    job.check("tests passed, at least one", -float(counted["passed"]), -1.0)
 
 
 Call = Callable[[], torch.Tensor]

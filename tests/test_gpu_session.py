@@ -288,6 +288,16 @@ def test_a_tiling_refused_ahead_of_time_is_not_launched(bench: Any, tmp_path: Pa
     assert [row["refused"] for row in written] == ["spills", "spills"]
 
 
+def test_tests_are_dealt_to_processes(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = bench("gpu_checks")
+    monkeypatch.setattr(checks, "TEST_PROCESSES", 2)
+    with (tmp_path / "rows").open("w") as out:
+        job = bench("gpu_child").Job("cpu", True, ["-k", "old_gpu or cpu_tensor", "tests/kernels/test_launch.py"], out)
+        checks.tests(job)
+    row = json.loads((tmp_path / "rows").read_text().splitlines()[0])
+    assert (row["passed"], row["skipped"]) == (1, 1) and not job.failed  # each in a process of its own
+
+
 # what a step shows on a CPU is that it runs and how it ends; times of so small a shape mean nothing
 @pytest.mark.parametrize(
     ("program", "task", "expected"),
