@@ -10,6 +10,7 @@ import os
 import random
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,30 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 torch.set_num_threads(min(int(os.environ.get("OMP_NUM_THREADS", "2")), torch.get_num_threads()))
 
 
+# The files that take longest, half a minute and more, in turn for one worker and the other.
+LONG = (
+    "train/test_run.py", "train/test_phantom_recipe.py", "train/test_two_ranks.py", "test_aot.py",
+    "matrix/test_command.py", "train/test_state.py", "compare/test_command.py", "test_benchmarks.py",
+)  # fmt: skip
+
+
+def long_ones_first(items: list[pytest.Item]) -> list[pytest.Item]:
+    """pytest-xdist cuts the tests into a row for each worker, and who has done all takes from the end of another's."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    rank = {str(Path(__file__).parent / name): place for place, name in enumerate(LONG)}
+    rest = [item for item in items if str(item.path) not in rank]
+    long = sorted((item for item in items if str(item.path) in rank), key=lambda item: rank[str(item.path)])
+    rows = [[item for item in long if rank[str(item.path)] % workers == row] for row in range(workers)]
+    found: list[pytest.Item] = []
+    for number, row in enumerate(rows, start=1):
+        room = max(len(items) * number // workers - len(found) - len(row), 0)
+        found += row + rest[:room]
+        del rest[:room]
+    return found + rest
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = long_ones_first(items)
     if torch.cuda.is_available():
         return
     for item in items:

@@ -40,7 +40,8 @@ def results_of(script: Path, *folders: Path) -> Any:
 def run(work: Callable[[int], Any]) -> None:
     """`work` on every rank; prints one JSON list with what each returned."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank, (work, f"{folder}/rendezvous"), nprocs=WORLD)
+        # forked: with everything imported
+        mp.start_processes(_rank, (work, f"{folder}/rendezvous"), nprocs=WORLD, start_method="fork")
 
 
 def _rank(rank: int, work: Callable[[int], Any], rendezvous: str) -> None:

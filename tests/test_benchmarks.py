@@ -65,20 +65,31 @@ def test_json_contract(tmp_path: Path) -> None:
     assert accuracy["ours"]["logp_error"] <= 1e-4 < 1e-2 < accuracy["torch"]["logp_error"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["loss", "--shape", "12,0,7"], "is not N,H,V"),
-        (["loss", "--only", "ours,nobody"], "no implementation nobody"),
-        (["lose"], "invalid choice"),
-        (["--json", "--no-such-option"], "unrecognized arguments: --no-such-option"),
-    ],
-)
-def test_usage_errors(arguments: list[str], complaint: str) -> None:
-    done = _command(*arguments)
+def test_a_usage_error_in_the_shell() -> None:
+    done = _command("lose")
     assert done.returncode == 2
-    assert complaint in done.stderr and "Traceback" not in done.stderr
+    assert "invalid choice" in done.stderr and "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_usage_errors() -> None:
+    """Several in one process, whose imports take longest."""
+    complaints = {
+        "loss --shape 12,0,7": "is not N,H,V",
+        "loss --only ours,nobody": "no implementation nobody",
+        "--json --no-such-option": "unrecognized arguments: --no-such-option",
+    }
+    script = (
+        "import sys; sys.path.insert(0, 'benchmarks'); import throughput\n"
+        "for line in sys.argv[1:]:\n"
+        "    try: throughput.main(line.split())\n"
+        "    except SystemExit as ended: print('ended with', ended.code, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *complaints], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "", done.stderr
+    *said, rest = done.stderr.split("ended with 2\n")
+    assert len(said) == len(complaints) and not rest.strip()
+    assert all(complaint in one for complaint, one in zip(complaints.values(), said, strict=True))
 
 
 # 24 = 8 sequences of 3; 13 is prime: one sequence, whose advantage half_zero must not empty

@@ -86,7 +86,7 @@ def test_the_figures_are_what_the_answers_say_and_a_seed_is_added(folder: Path, 
     trained = {file: file.stat().st_mtime_ns for file in folder.glob("runs/*/*/summary.json")}
     assert len(trained) == 2
 
-    assert run("compare", *flags, "--seeds", "1", "0") == 0
+    assert run("compare", *flags, "--seeds", "1", "0", "--jobs", "1") == 0
     assert {file: file.stat().st_mtime_ns for file in trained} == trained
     after = read(folder / "comparison.json")
     again = {line["stage"]: line for line in after["lines"] if (line["part"], line["facet"]) == ("held-out", "overall")}

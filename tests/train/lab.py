@@ -43,8 +43,13 @@ def processor() -> Processor:
     return Processor.from_pretrained(tiny_folder())
 
 
+@lru_cache
+def _prompt(number: int) -> Prompt:
+    return processor()(PLAIN(phantom("train")[number]))
+
+
 def prompts(count: int) -> list[Prompt]:
-    return [processor()(PLAIN(sample)) for sample in phantom("train", count)]
+    return [_prompt(number) for number in range(count)]
 
 
 def groups(count: int, advantages: Sequence[Sequence[float]] | None = None, size: int = 4) -> list[Group]:

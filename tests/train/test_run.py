@@ -13,39 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-ROOT = Path(__file__).parents[2]
-SMALL = [
-    "--max-samples", "64", "--eval-samples", "12", "--sft-steps", "4", "--sft-batch", "8", "--steps", "6",
-    "--prompts-per-step", "4", "--group-size", "4", "--eval-every", "3", "--save-every", "2", "--threads", "1",
-    "--max-completion-length", "12", "--use-adaptive-entropy", "true", "--entropy-target", "9",
-]  # fmt: skip
-
-
-def start(output: Path, *flags: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "grpo_fast", "train", "--output", str(output), *SMALL, *flags],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run(output: Path, *flags: str) -> tuple[int, str, str]:
-    with start(output, *flags) as process:
-        out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
-
-
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing interrupted."""
-    output = tmp_path_factory.mktemp("runs") / "straight"
-    code, out, err = run(output)
-    assert code == 0, err
-    assert "Traceback" not in err and "held-out accuracy" in out
-    return output
+from train.small import SMALL, start
 
 
 def test_the_run_folder(straight: Path) -> None:
@@ -78,12 +46,13 @@ def test_killed_anywhere_and_resumed_it_is_the_same_run(straight: Path, tmp_path
     output = tmp_path / "killed"
     moments = random.Random(os.urandom(8))
     for _ in range(3):
-        with start(output) as process:
-            while process.poll() is None and not (output / "timing.jsonl").is_file():
-                time.sleep(0.05)
-            time.sleep(moments.uniform(0.0, 6.0))
-            process.send_signal(signal.SIGKILL)
-    code, _, err = run(output)
+        process = start(output)
+        while process.poll() is None and not (output / "timing.jsonl").is_file():
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0.0, 3.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    code, _, err = start(output).wait()
     assert code == 0, err
     for name in ("metrics.jsonl", "samples.jsonl"):
         assert (output / name).read_bytes() == (straight / name).read_bytes(), name
@@ -94,14 +63,14 @@ def test_killed_anywhere_and_resumed_it_is_the_same_run(straight: Path, tmp_path
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_saves_and_goes_on(straight: Path, tmp_path: Path, number: signal.Signals) -> None:
     output = tmp_path / "interrupted"
-    with start(output, "--save-every", "0") as process:
-        while process.poll() is None and sum(1 for _ in lines_of(output / "timing.jsonl")) < 8:
-            time.sleep(0.02)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=120)
-    assert process.returncode == 1, (out, err)
+    process = start(output, "--save-every", "0")
+    while process.poll() is None and sum(1 for _ in lines_of(output / "timing.jsonl")) < 8:
+        time.sleep(0.02)
+    process.send_signal(number)
+    code, out, err = process.wait()
+    assert code == 1, (out, err)
     assert f"the same command with --output {output} goes on" in out and "Traceback" not in err
-    code, out, err = run(output, "--save-every", "0")
+    code, out, err = start(output, "--save-every", "0").wait()
     assert code == 0 and "going on from" in out, err
     assert (output / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
 
@@ -154,6 +123,6 @@ def test_rewards_that_are_all_alike_are_spoken_of_once(tmp_path: Path) -> None:
     file = tmp_path / "reward.py"
     file.write_text("def nothing(completions, **_):\n    return [0.25] * len(completions)\n")
     flags = ["--rewards", f"{file}:nothing", "--warm-start", "off", "--steps", "13", "--prompts-per-step", "2"]
-    code, out, err = run(tmp_path / "run", *flags)
+    code, out, err = start(tmp_path / "run", *flags).wait()
     assert code == 0, err
     assert out.count("no group had two different rewards (mean 0.25)") == 1

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import ranks
-from train.test_run import ROOT, SMALL
+from train.small import ROOT, SMALL, start
 
 BOUND = 5e-6
 
@@ -24,26 +26,41 @@ def test_updates_are_those_of_one_rank() -> None:
     assert max(one["micro_batches"] for one in first.values()) > 1
 
 
-def launch(output: Path, processes: int, *flags: str) -> list[dict]:
+def torchrun(output: Path, *flags: str) -> None:
     script = ["-m", "grpo_fast", "train", "--output", str(output), *SMALL, *flags]
-    if processes > 1:
-        script = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *script]
     done = subprocess.run(
-        [sys.executable, *script], capture_output=True, text=True, timeout=300,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *script],
+        capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
-def test_two_ranks_learn_as_one_and_one_goes_on_from_two(parallel: str, tmp_path: Path) -> None:
-    alone = launch(tmp_path / "alone", 1)
-    launch(tmp_path / "both", 2, "--parallel", parallel, "--steps", "4")
-    together = launch(tmp_path / "both", 1)
-    # The first launch ended at step 4, and looked at the held-out questions there.
-    together = [line for line in together if (line["phase"], line["step"]) != ("eval", 4)]
-    alone = [line for line in alone if (line["phase"], line["step"]) != ("eval", 4)]
+def as_torchrun(output: Path, *flags: str) -> None:
+    """Two processes with the environment that torchrun would give them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    ranks = [start(output, *flags, RANK=str(rank), LOCAL_RANK=str(rank), **place) for rank in range(2)]
+    for rank in ranks:
+        code, _, err = rank.wait()
+        assert code == 0, err[-3000:]
+
+
+def metrics(output: Path) -> list[dict]:
+    """Without what the run that ended at step 4 looked at there."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if (line["phase"], line["step"]) != ("eval", 4)]
+
+
+@pytest.mark.parametrize(("parallel", "launch"), [("ddp", torchrun), ("fsdp2", as_torchrun)])
+def test_two_ranks_learn_as_one_and_one_goes_on_from_two(
+    parallel: str, launch: Callable[..., None], straight: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "both"
+    launch(output, "--parallel", parallel, "--steps", "4")
+    code, _, err = start(output).wait()
+    assert code == 0, err
+    alone, together = metrics(straight), metrics(output)
     assert len(alone) == len(together) > 12
     for one, other in zip(alone, together, strict=True):
         assert one.keys() == other.keys()

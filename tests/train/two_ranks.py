@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
+from functools import lru_cache
 
 import ranks as two
 import torch
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from train import lab
 
+from grpo_fast.policy import GRPOPolicy
 from grpo_fast.policy.sharding import shard
 from grpo_fast.train.ranks import Ranks
 
@@ -34,13 +36,25 @@ LOSSES = [
 CASES = [(*loss, name) for loss in LOSSES for name in SPREADS]
 
 
+@lru_cache
+def untrained(loss_type: str, entropy_coef: float) -> GRPOPolicy:
+    return lab.policy(lab.settings(loss_type=loss_type, beta=0.0, entropy_coef=entropy_coef))
+
+
+@lru_cache
+def alone(loss_type: str, entropy_coef: float, name: str) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Metrics and gradients of one rank that has all groups."""
+    policy = copy.deepcopy(untrained(loss_type, entropy_coef))
+    advantages, _ = SPREADS[name]
+    done = lab.updater(policy)(lab.groups(len(advantages), advantages))
+    return done.metrics, lab.gradients(policy)
+
+
 def compare(rank: int, wrap: str, loss_type: str, entropy_coef: float, name: str) -> dict[str, float]:
-    chosen = lab.settings(loss_type=loss_type, beta=0.0, entropy_coef=entropy_coef)
-    alone = lab.policy(chosen)
-    policy = copy.deepcopy(alone)
+    expected, truth = alone(loss_type, entropy_coef, name)
+    policy = copy.deepcopy(untrained(loss_type, entropy_coef))
     advantages, first = SPREADS[name]
     given = lab.groups(len(advantages), advantages)
-    expected = lab.updater(alone)(given)
 
     here = Ranks(rank, two.WORLD, torch.device("cpu"))
     if wrap == "ddp":
@@ -54,13 +68,13 @@ def compare(rank: int, wrap: str, loss_type: str, entropy_coef: float, name: str
         for name, p in policy.named_parameters()
         if p.grad is not None
     }
-    error = lab.distance(found, lab.gradients(alone)) if expected.metrics["grad_norm"] else max(
+    error = lab.distance(found, truth) if expected["grad_norm"] else max(
         p.abs().max().item() for p in found.values()
     )  # fmt: skip
     return {
         "error": error,
-        "loss": abs(done.metrics["loss"] - expected.metrics["loss"]),
-        "tokens": abs(done.metrics["tokens"] - expected.metrics["tokens"]),
+        "loss": abs(done.metrics["loss"] - expected["loss"]),
+        "tokens": abs(done.metrics["tokens"] - expected["tokens"]),
         "micro_batches": done.micro_batches,
     }
 
