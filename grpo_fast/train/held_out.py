@@ -16,7 +16,8 @@ from grpo_fast.train.draws import UNUSABLE, Skipped
 from grpo_fast.train.ranks import Ranks
 from grpo_fast.types import Prompt, Sample
 
-AT_ONCE = 64  # prompts held with their pixels
+AT_ONCE = 64  # prompts prepared before they are asked
+KEPT_BYTES = 256 << 20  # of pixels, so that the next look need not prepare them again
 
 
 class HeldOut:
@@ -40,6 +41,17 @@ class HeldOut:
         chosen = np.random.default_rng([seed & (1 << 63) - 1, 1]).permutation(len(samples))[:size]
         self.places: list[int] = sorted(int(place) for place in chosen)
         self.skipped = Skipped()
+        self._prepared: dict[int, Prompt] = {}  # by place, as many as fit
+        self._free = KEPT_BYTES
+
+    def _prompt(self, place: int) -> Prompt:
+        if place in self._prepared:
+            return self._prepared[place]
+        prompt = self.processor(self.style(self.samples[place]))
+        self._free -= sum(one.pixels.nbytes for one in prompt.vision)
+        if self._free >= 0:
+            self._prepared[place] = prompt
+        return prompt
 
     def __call__(self, engine: Engine) -> list[Asked]:
         """Every rank gets the answers to all questions, in their order."""
@@ -52,7 +64,7 @@ class HeldOut:
             kept: list[int] = []
             for place in mine[first : first + AT_ONCE]:
                 try:
-                    prompts.append(self.processor(self.style(self.samples[place])))
+                    prompts.append(self._prompt(place))
                     kept.append(place)
                 except UNUSABLE as error:
                     reasons.append(str(error))
