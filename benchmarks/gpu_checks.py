@@ -37,6 +37,10 @@ def environment(job: Job) -> None:
     for name in BACKENDS:
         ok, reason = usable(name)
         job.row(backend=name, usable=ok, reason=reason)
+    from grpo_fast.kernels.head_gemm import why_unavailable
+
+    missing = why_unavailable(torch.device(job.device, 0 if job.device == "cuda" else None))
+    job.row(backend="csrc/head_gemm_sm90.cu", usable=missing is None, reason=missing or "built for this GPU")
     side, size = (256, 1 << 20) if job.tiny else (8192, 4 << 30)
     a, b = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
     source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
