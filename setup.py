@@ -106,7 +106,8 @@ def build_native(folder: Path) -> Iterator[str]:
         yield f"plain torch serves on CPUs: {reason}"
     cuda = nvcc() if sys.platform == "linux" else None
     if cuda:
-        reason = attempt([cuda, *HOPPER, "-ccbin", cxx[0], str(CSRC / "head_gemm_sm90.cu"), "-o", str(head_gemm)])
+        host = ["-ccbin", *cxx] if len(cxx) == 1 else []  # nvcc takes no compiler with options or a launcher before it
+        reason = attempt([cuda, *HOPPER, *host, str(CSRC / "head_gemm_sm90.cu"), "-o", str(head_gemm)])
         if reason:
             yield f"Triton alone serves on Hopper: {reason}"
 
