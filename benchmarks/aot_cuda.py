@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 import tempfile
 from collections import Counter
@@ -12,10 +10,6 @@ from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1] / "csrc" / "head_gemm_sm90.cu"
 VARIANTS = {"ILb1ELb0E": "store", "ILb0ELb0E": "sums", "ILb0ELb1E": "entropy"}  # <STORE, ENTROPY> as they are mangled
-
-
-def nvcc() -> str | None:
-    return os.environ.get("NVCC") or shutil.which("nvcc")
 
 
 def compiled(compiler: str, tools: Path) -> dict[str, tuple[str, Counter[str]]]:

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -172,7 +173,7 @@ def compile_all(archs: list[int], brief: bool = False) -> list[Binary]:
     wanted.sort(key=lambda entry: not entry.gemm)  # the slow ones first
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         jobs = pool.map(compile_entry, wanted)
-        nvcc = aot_cuda.nvcc()
+        nvcc = shutil.which("nvcc")
         binaries = [*(cuda_binaries(nvcc) if nvcc and 90 in archs else ()), *jobs]
     return sorted(binaries, key=lambda b: (b.arch, b.kernel, b.variant))
 

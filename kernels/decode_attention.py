@@ -10,16 +10,14 @@ completion's own keys and the token's own, and writes the latter into the cache.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from grpo_fast.kernels.launch import FUSED, UPCAST, launch_for, on
+from grpo_fast.kernels.numerics import LOG2_E
 
-LOG2_E = 1.0 / math.log(2.0)
 COLUMNS = tl.constexpr(8)  # of the table of groups: the fields of ops.decode_attention.GroupPlace, in their order
 _QUERIES = 64  # of a group and key head that one program takes
 _KEYS = 64  # that it looks at in one go

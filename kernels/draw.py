@@ -9,17 +9,14 @@ after temperature; banned tokens count in it and are never drawn.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from grpo_fast.kernels.launch import FUSED, launch_for, on
+from grpo_fast.kernels.numerics import LN2, LOG2_E
 
-LOG2_E = 1.0 / math.log(2.0)
-LN2 = tl.constexpr(math.log(2.0))
 BLOCK = 256  # tokens
 _SPAN = 16  # blocks that one program sums
 

@@ -9,15 +9,12 @@ other columns alone; a row whose sum left the safe range is computed again about
 
 from __future__ import annotations
 
-import math
-
 import triton
 import triton.language as tl
 
 from grpo_fast.kernels.launch import INTERPRETED, UPCAST
-from grpo_fast.kernels.numerics import log1p
+from grpo_fast.kernels.numerics import LN2, log1p
 
-LN2 = tl.constexpr(math.log(2.0))
 _LOWEST = tl.constexpr(-1e38)
 _S_MAX = tl.constexpr(2.0**100)  # a clamped row reaches it
 _S_MIN = tl.constexpr(2.0**-80)  # the shift was raised far too much

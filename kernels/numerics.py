@@ -1,12 +1,17 @@
-"""log1p, expm1 and tanh for kernels: the hardware's exp and log alone lose all digits near zero."""
+"""Bits and nats; log1p, expm1 and tanh for kernels: the hardware's exp and log alone lose all digits near zero."""
 
 # A jit function is typed as the Python it is written in: pyright knows neither launches nor constexpr.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false
 
 from __future__ import annotations
 
+import math
+
 import triton
 import triton.language as tl
+
+LN2 = tl.constexpr(math.log(2.0))
+LOG2_E = 1.0 / math.log(2.0)
 
 
 @triton.jit

@@ -13,8 +13,6 @@ adds the partial sums. A raised shift (expected_logp < -40) changes the rounding
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -22,7 +20,6 @@ from torch import Tensor
 
 from grpo_fast.kernels.exp_guards import (
     EIGHTHS,
-    LN2,
     RESCUE_BLOCK,
     SHIFT_DEPTH,
     SHIFT_ROWS,
@@ -34,9 +31,9 @@ from grpo_fast.kernels.exp_guards import (
 )
 from grpo_fast.kernels.head_gemm import COLUMNS, head_gemm, why_unavailable
 from grpo_fast.kernels.launch import FUSED, INTERPRETED, UPCAST, Gemm, allow_scratch, launch_for, on
+from grpo_fast.kernels.numerics import LN2, LOG2_E
 from grpo_fast.rowstats import RowStats
 
-LOG2_E = 1.0 / math.log(2.0)
 _X_MAX = tl.constexpr(100.0)  # bits: a row of V terms at 2^100 still sums within fp32
 _ROWS = 32  # of partial sums that one program of _finish_kernel adds
 

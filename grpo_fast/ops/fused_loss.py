@@ -62,9 +62,6 @@ def fused_loss(
         )  # fmt: skip
         head_weights = HeadWeights(weight, bias, lora_a, lora_b, lora_scale, o.temperature, o.softcap or 0.0)
         head = Head(head_weights, dtype, chunk_bytes, backend)
-        trained = any(wants[1:])
-        if not entropy_coef and (wants[0] or not trained):
-            head.expect(scored.count, trained)
         sweeps = Sweeps(o, head, hidden, targets, scored, rows, entropy_coef, coupled, wants, backend)
         sweeps.run()
         loss, metrics = sweeps.results()

@@ -148,14 +148,8 @@ class Head:
         return x.to(self.dtype).to(self.wide) if self.layout.widen else x.to(self.dtype)
 
     def hidden(self, rows: Tensor) -> Tensor:
-        """Hidden rows in the dtype of the products, and as the shifted-exp kernel takes them where it serves."""
-        rows = self._cast(rows)
-        if self._shifted is not None:
-            from grpo_fast.kernels.shifted_exp import supports
-
-            if supports(rows, self._shifted) is not None:
-                return rows.clone(memory_format=torch.contiguous_format)
-        return rows
+        """Hidden rows in the dtype of the products."""
+        return self._cast(rows)
 
     def _lora_in(self, hidden: Tensor) -> Tensor:
         return self._product(hidden, self._cast(self.weights.lora_a).t())
@@ -192,8 +186,10 @@ class Head:
     def _shifted_exp(
         self, w: Tensor, hidden: Tensor, targets: Tensor, expected: Tensor | None, store: bool
     ) -> tuple[Tensor | None, RowStats]:
-        from grpo_fast.kernels.shifted_exp import shifted_exp
+        from grpo_fast.kernels.shifted_exp import shifted_exp, supports
 
+        if supports(hidden, w) is not None:  # at an odd address, or an odd distance apart
+            hidden = hidden.clone(memory_format=torch.contiguous_format)
         self.flop += 2 * len(hidden) * self.v * self.h
         return shifted_exp(hidden, w, targets, self.inv_temp, expected, store=store, entropy=not store)
 

@@ -51,6 +51,8 @@ class Sweeps:
         self.options, self.head, self.scored, self.rows = options, head, scored, rows
         self.hidden, self.entropy_coef, self.coupled = hidden, entropy_coef, coupled
         self.want_hidden, self.want_head = wants[0], any(wants[1:])
+        if entropy_coef == 0.0 and (self.want_hidden or not self.want_head):  # see _score
+            head.expect(scored.count, self.want_head)
         self.policy_backend = choose("policy_loss", hidden.device, head.wide, backend)
         n, device, dtype = scored.count, hidden.device, head.wide
         self.targets = scored.pick_targets(targets)

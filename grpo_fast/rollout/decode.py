@@ -15,8 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from grpo_fast.ops.decode_attention import GroupPlace, decode_attention, is_fused, table
-from grpo_fast.rollout.attention import Step
+from grpo_fast.ops.decode_attention import GroupPlace, decode_attention, table
 from grpo_fast.rollout.cache import GroupCache, KVPool
 from grpo_fast.rollout.prefill import pad_rows
 
@@ -27,14 +26,9 @@ class GroupRows(NamedTuple):
     place: int  # of the token being decoded, within the completion; so t = place + 1
 
 
-def decode_step(pool: KVPool, groups: Sequence[GroupRows], rows: int) -> Step:
-    """For a batch of `rows`; those that belong to no group are padding and attend to nothing."""
-    shape = pool.shape
-    fused = is_fused(shape.device, shape.dtype, shape.head_dim)
-    return FusedStep(pool, groups, rows) if fused else GroupedStep(groups)
-
-
 class FusedStep:
+    """For a batch of `rows`; those that belong to no group are padding and attend to nothing."""
+
     def __init__(self, pool: KVPool, groups: Sequence[GroupRows], rows: int) -> None:
         counts = [one.rows.stop - one.rows.start for one in groups]
         caches = [one.cache for one in groups]
@@ -56,6 +50,8 @@ class FusedStep:
 
 
 class GroupedStep:
+    """Rows that belong to no group are padding and attend to nothing."""
+
     def __init__(self, groups: Sequence[GroupRows]) -> None:
         self.groups = groups
 

@@ -98,6 +98,8 @@ class Sampler:
         self.allowed = torch.ones(vocab, dtype=torch.bool, device=device).index_fill_(0, self.banned, False)
         if len(self.banned) >= vocab:
             raise BadSampling(f"all {vocab} tokens are banned: nothing can be sampled")
+        plain = params.whole_vocabulary and not params.greedy
+        self.fused = plain and choose("draw", device, torch.float32) == "triton"
 
     def draw(
         self,
@@ -107,7 +109,7 @@ class Sampler:
     ) -> tuple[Tensor, Tensor]:  # [N, G] int64, -1 where the logits are not finite; [N, G] fp32
         params = self.params
         z = logits.float()
-        if seen is None and params.whole_vocabulary and not params.greedy and is_fused(z):
+        if self.fused and seen is None:
             from grpo_fast.kernels import draw
 
             return draw.draw(z, uniform, self.allowed, 1.0 / params.temperature)
@@ -127,10 +129,6 @@ class Sampler:
             tokens = pick(weights, uniform)
         logps = z.gather(1, tokens) - lse[:, None]
         return tokens.masked_fill(~lse.isfinite()[:, None], -1), logps
-
-
-def is_fused(z: Tensor) -> bool:
-    return choose("draw", z.device, z.dtype) == "triton"
 
 
 def penalised(z: Tensor, penalty: float) -> Tensor:

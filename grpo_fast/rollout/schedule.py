@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from grpo_fast.errors import Diverged
+from grpo_fast.ops.decode_attention import is_fused
 from grpo_fast.rollout.attention import run_layers
 from grpo_fast.rollout.cache import GroupCache, KVPool
-from grpo_fast.rollout.decode import GroupRows, decode_step
+from grpo_fast.rollout.decode import FusedStep, GroupedStep, GroupRows
 from grpo_fast.rollout.logits import LogitsHead
 from grpo_fast.rollout.prefill import ImageKey, image_key, pad_rows, prefill
 from grpo_fast.rollout.sampling import Sampler, SamplingParams, row_keys, uniforms
@@ -64,10 +65,11 @@ class Rollout:
         self.waiting = deque(range(len(self.prompts)))
         self.running: list[Running] = []
         self.features: dict[ImageKey, VisionFeatures] = {}
+        self.fused = is_fused(pool.shape.device, pool.shape.dtype, pool.shape.head_dim)
         self.static = None
         if engine.options.static_shapes:
             sizes = (max(request.room), self.group_size, self.params.max_tokens)
-            self.static = StaticDecoder(self.core.language_model, pool, *sizes)
+            self.static = StaticDecoder(self.core.language_model, pool, *sizes, fused=self.fused)
 
         # Row prompt * G + completion of everything that is kept for a completion.
         rows, tokens = len(self.prompts) * self.group_size, self.params.max_tokens
@@ -143,7 +145,8 @@ class Rollout:
             groups.append(GroupRows(group.cache, slice(start, start + len(group.slots)), group.length - 1))
             start += len(group.slots)
         ids, positions = pad_rows(inputs.T).T.to(self.pool.shape.device)
-        language_model, step = self.core.language_model, decode_step(self.pool, groups, len(ids))
+        language_model = self.core.language_model
+        step = FusedStep(self.pool, groups, len(ids)) if self.fused else GroupedStep(groups)
         hidden = run_layers(language_model, language_model.embed_tokens(ids), positions.expand(3, -1), step)
         return hidden[: inputs.shape[1]]
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from grpo_fast.ops.decode_attention import GroupPlace, decode_attention, is_fused, table
+from grpo_fast.ops.decode_attention import GroupPlace, decode_attention, table
 from grpo_fast.rollout.attention import run_layers
 from grpo_fast.rollout.cache import KVPool
 
@@ -78,16 +78,14 @@ class StaticDecoder:
     prompt: int  # P
     group_size: int  # G
     tokens: int  # R
+    fused: bool  # kernels serve
     inputs: dict[int, Inputs] = field(default_factory=dict)  # by groups
     nothing: dict[int, Inputs] = field(default_factory=dict)  # the same on the host, where no group runs
     steps: dict[tuple[int, int], Callable[[], Tensor]] = field(default_factory=dict)  # by groups and own tokens
     graph_pool: Any = None
-    fused: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.pool.divide(self.prompt, self.group_size, self.tokens)
-        shape = self.pool.shape
-        self.fused = is_fused(shape.device, shape.dtype, shape.head_dim)
         for buffer in (*self.pool.keys, *self.pool.values):
             buffer.zero_()  # masked keys weigh 0, which only a finite value survives
 
@@ -132,15 +130,13 @@ class StaticDecoder:
 
     def _empty(self, groups: int) -> Inputs:
         """What no running group fills: prompts without tokens, and completions at their first."""
-        heads, own = self.pool.shape.kv_heads, self.group_size * self.tokens
-        middle = self.pool.slots * self.prompt
-        entries = [
-            GroupPlace(
-                slot * self.group_size, self.group_size, slot * self.prompt * heads, self.prompt, 0,
-                (middle + slot * own) * heads, self.tokens, 0,
+        heads, size = self.pool.shape.kv_heads, self.group_size
+        entries = []
+        for slot in range(groups):
+            prompt_at, own_at = self.pool.places(slot * self.block, self.prompt, size * self.tokens)
+            entries.append(
+                GroupPlace(slot * size, size, prompt_at * heads, self.prompt, 0, own_at * heads, self.tokens, 0)
             )
-            for slot in range(groups)
-        ]  # fmt: skip
         ids, positions = torch.zeros(2, groups * self.group_size, dtype=torch.int64)
         return Inputs(ids, positions, table(entries))
 

@@ -94,20 +94,28 @@ def problem(n: int, v: int, k: int) -> Problem:
     return Problem(spaced(h.bfloat16(), 8), spaced(w.bfloat16(), 24), torch.randn(n) * 3)
 
 
-def call(library: ctypes.CDLL, p: Problem, variant: str, seed: int = 0, clusters: int = 1, group: int = 1) -> Result:
-    n, v, k = p.shape
-    e = torch.full((n + 2, -(-v // 8) * 8 + 8), UNTOUCHED, dtype=torch.bfloat16)
-    sums, weighted = (torch.full((-(-v // COLUMNS) + 1, n), UNTOUCHED) for _ in range(2))
-    e_out, weighted_out = (e if variant == "e" else None), (weighted if variant == "weighted" else None)
+def launch(
+    library: ctypes.CDLL, h: Tensor, w: Tensor, e: Tensor | None, shift: Tensor, sums: Tensor, weighted: Tensor | None,
+    scale: float, group: int, clusters: int, seed: int,
+) -> str:  # fmt: skip
+    """What went wrong; the arguments up to `group` are head_gemm's."""
+    pointers = [t if t is None else ctypes.c_void_p(t.data_ptr()) for t in (h, w, e, shift, sums, weighted)]
+    strides = (h.stride(0), w.stride(0), 0 if e is None else e.stride(0))
+    sizes = map(ctypes.c_int64, (len(h), len(w), h.shape[1], *strides))
     message = ctypes.create_string_buffer(2000)
-    pointers = [
-        t if t is None else ctypes.c_void_p(t.data_ptr()) for t in (p.h, p.w, e_out, p.shift, sums, weighted_out)
-    ]
-    sizes = map(ctypes.c_int64, (n, v, k, p.h.stride(0), p.w.stride(0), e.stride(0)))
-    how = (ctypes.c_float(p.scale), group, clusters, ctypes.c_uint64(seed), message, len(message))
+    how = (ctypes.c_float(scale), group, clusters, ctypes.c_uint64(seed), message, len(message))
     failed = library.gf_emulated(*pointers, *sizes, *how)
     assert bool(failed) == bool(message.value)
-    return Result(message.value.decode(), e_out, sums, weighted_out)
+    return message.value.decode()
+
+
+def call(library: ctypes.CDLL, p: Problem, variant: str, seed: int = 0, clusters: int = 1, group: int = 1) -> Result:
+    n, v, _ = p.shape
+    e = torch.full((n + 2, -(-v // 8) * 8 + 8), UNTOUCHED, dtype=torch.bfloat16) if variant == "e" else None
+    sums, weighted = (torch.full((-(-v // COLUMNS) + 1, n), UNTOUCHED) for _ in range(2))
+    moments = weighted if variant == "weighted" else None
+    message = launch(library, p.h, p.w, e, p.shift, sums, moments, p.scale, group, clusters, seed)
+    return Result(message, e, sums, moments)
 
 
 def by_tile(t: Tensor) -> Tensor:
@@ -230,14 +238,8 @@ def test_matrices_that_tma_cannot_describe(kernel: ctypes.CDLL) -> None:
 def test_log_probs_and_gradients_with_this_product(kernel: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreted guards of shifted_exp around the emulated product: targets at a tile's ends and in the last."""
 
-    def emulated(h: Tensor, w: Tensor, e: Tensor | None, shift: Tensor, sums: Tensor, *rest: Any) -> None:
-        weighted, scale, group = rest
-        pointers = [t if t is None else ctypes.c_void_p(t.data_ptr()) for t in (h, w, e, shift, sums, weighted)]
-        strides = (h.stride(0), w.stride(0), 0 if e is None else e.stride(0))
-        sizes = map(ctypes.c_int64, (len(h), len(w), h.shape[1], *strides))
-        message = ctypes.create_string_buffer(2000)
-        how = (ctypes.c_float(scale), group, 2, ctypes.c_uint64(7), message, len(message))
-        assert not kernel.gf_emulated(*pointers, *sizes, *how), message.value
+    def emulated(*arguments: Any) -> None:
+        assert not launch(kernel, *arguments, clusters=2, seed=7)
 
     monkeypatch.setattr(shifted_exp, "head_gemm", emulated)
     n, v, k, inv_temp = 12, 300, 40, 0.8

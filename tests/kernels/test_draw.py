@@ -18,9 +18,8 @@ def both(z: Tensor, uniform: Tensor, banned: list[int], temperature: float = 1.0
     """The kernels' tokens and log-probs, and the tokens of torch's path."""
     sampler = sampling.Sampler(SamplingParams(temperature=temperature), banned, z.shape[1], z.device)
     tokens, logps = draw(z, uniform, sampler.allowed, 1.0 / temperature)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "is_fused", lambda _: False)
-        theirs, _ = sampler.draw(z.clone(), uniform)
+    sampler.fused = False
+    theirs, _ = sampler.draw(z.clone(), uniform)
     return tokens, logps, theirs
 
 

@@ -11,6 +11,7 @@ from grpo_fast.policy import GRPOPolicy, Packer, split_rows
 from grpo_fast.rollout import Engine, SamplingParams
 from grpo_fast.types import Prompt
 
+ROW_BYTES = 2 * 3 * 2 * 8 * 4  # keys and values, 3 layers, 2 heads of 8, fp32
 GRIDS = [(1, 4, 6), (1, 4, 4), (1, 6, 4), (1, 2, 2)]
 
 

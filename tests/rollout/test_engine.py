@@ -7,15 +7,13 @@ import torch
 import torch._dynamo.testing
 import transformers
 from policy_lab import VOCAB, picture, prompt, tiny_model
-from rollout_lab import mixed_prompts
+from rollout_lab import ROW_BYTES, mixed_prompts
 from tokenizers import Tokenizer, decoders, models
 
 from grpo_fast.errors import BadSampling, Diverged, PromptMismatch, PromptTooLong
 from grpo_fast.policy import GRPOPolicy
 from grpo_fast.rollout import Engine, SamplingParams
 from grpo_fast.rollout.static import at_fixed_shapes
-
-ROW_BYTES = 2 * 3 * 2 * 8 * 4  # keys and values, 3 layers, 2 heads of 8, fp32
 
 
 @pytest.fixture(scope="module")

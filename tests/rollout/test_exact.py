@@ -8,12 +8,11 @@ import peft
 import pytest
 import torch
 from policy_lab import picture, plain, prompt, tiny_model
-from rollout_lab import hf_greedy, mixed_prompts, trainer_error
+from rollout_lab import ROW_BYTES, hf_greedy, mixed_prompts, trainer_error
 
 from grpo_fast.policy import GRPOPolicy, Packer
 from grpo_fast.rollout import Engine, SamplingParams, static
 
-ROW_BYTES = 2 * 3 * 2 * 8 * 4  # keys and values, 3 layers, 2 heads of 8, fp32
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 

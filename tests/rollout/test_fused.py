@@ -5,13 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from policy_lab import tiny_model
-from rollout_lab import mixed_prompts, trainer_error
+from rollout_lab import ROW_BYTES, mixed_prompts, trainer_error
 
 from grpo_fast.kernels.launch import INTERPRETED
 from grpo_fast.policy import GRPOPolicy
-from grpo_fast.rollout import Engine, SamplingParams, decode, static
-
-ROW_BYTES = 2 * 3 * 2 * 8 * 4  # keys and values, 3 layers, 2 heads of 8, fp32
+from grpo_fast.rollout import Engine, SamplingParams, schedule
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="the kernels are compiled for the GPU here, and the model is on the CPU")
@@ -27,8 +25,7 @@ def test_the_same_tokens_with_kernels(static_shapes: bool, monkeypatch: pytest.M
         calls.append(1)
         return True
 
-    for module in (decode, static):
-        monkeypatch.setattr(module, "is_fused", fused)
+    monkeypatch.setattr(schedule, "is_fused", fused)
     engine = Engine(model, static_shapes=static_shapes, kv_bytes=200 * ROW_BYTES)  # a few groups at a time
     found = engine.generate(prompts, 2, params)
     assert calls
@@ -47,6 +44,6 @@ def test_log_probs_on_a_gpu_are_the_trainers(static_shapes: bool) -> None:
     model = tiny_model("qwen2_vl", torch.float32, tied=False, **heads).to("cuda", torch.bfloat16)
     policy = GRPOPolicy(model)
     engine = Engine(policy, static_shapes=static_shapes)
-    assert decode.is_fused(torch.device("cuda"), torch.bfloat16, 16)
+    assert schedule.is_fused(torch.device("cuda"), torch.bfloat16, 16)
     groups = engine.generate(mixed_prompts(model, 6), 3, SamplingParams(max_tokens=14, seed=5))
     assert trainer_error(policy, groups, 1.0) < 0.05
