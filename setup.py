@@ -29,16 +29,7 @@ LINK = ["-shared", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" e
 # from the best to what every compiler takes: one clone per instruction set, threads, neither
 ATTEMPTS = (["-fopenmp"], ["-fopenmp", "-DGF_SINGLE_ISA"], ["-fopenmp-simd", "-DGF_SINGLE_ISA"], ["-DGF_SINGLE_ISA"])
 # links with no library of CUDA's, and so loads without a GPU
-HOPPER = [
-    "-O3",
-    "-std=c++17",
-    "-shared",
-    "-cudart",
-    "static",
-    "-Xcompiler",
-    "-fPIC",
-    "-gencode=arch=compute_90a,code=sm_90a",
-]
+HOPPER = ["--options-file", str(CSRC / "nvcc.flags"), "-shared", "-cudart", "static", "-Xcompiler", "-fPIC"]
 
 
 def wanted(variable: str) -> bool:

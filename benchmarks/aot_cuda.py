@@ -16,7 +16,7 @@ def compiled(compiler: str, tools: Path) -> dict[str, tuple[str, Counter[str]]]:
     """For each variant its line of resource usage and how often each instruction occurs."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "head_gemm.cubin")
-        flags = ["-O3", "-std=c++17", "-cubin", "-gencode=arch=compute_90a,code=sm_90a"]
+        flags = ["--options-file", SOURCE.with_name("nvcc.flags"), "-cubin"]
         done = subprocess.run([compiler, *flags, SOURCE, "-o", cubin], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{compiler} failed on {SOURCE}:\n{done.stdout}{done.stderr}")

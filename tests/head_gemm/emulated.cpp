@@ -1,8 +1,10 @@
-// csrc/head_gemm_sm90.cu on the CPU, by the emulated instructions.
+// csrc/head_gemm_sm90.cuh on the CPU, by the emulated instructions.
 
 #undef _FORTIFY_SOURCE  // its longjmp takes a change of stack for an error
 
-#include "head_gemm_sm90.cu"
+#include "sm90_emulated.h"
+
+#include "head_gemm_sm90.cuh"
 
 namespace {
 

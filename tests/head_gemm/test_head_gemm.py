@@ -1,4 +1,4 @@
-"""csrc/head_gemm_sm90.cu against fp64, on emulated instructions; and that a broken kernel does not pass there."""
+"""csrc/head_gemm_sm90.cuh against fp64, on emulated instructions; and that a broken kernel does not pass there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from grpo_fast.kernels.launch import INTERPRETED
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
-SOURCE = "head_gemm_sm90.cu"
+SOURCE = "head_gemm_sm90.cuh"
 COLUMNS = 256  # that one partial sum covers
 EPS = torch.finfo(torch.float32).eps
 NAN, INF = float("nan"), float("inf")
