@@ -87,10 +87,10 @@ def build_model(scale: Scale) -> Any:
     return model.to(getattr(torch, scale.dtype)).train()
 
 
-def build_group(scale: Scale, model: Any) -> Any:
+def build_group(scale: Scale, model: Any, seed: int = 1) -> Any:
     from grpo_fast.types import Group, Prompt, VisionInput
 
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
 
     def text(count: int) -> Tensor:
         return torch.randint(FIRST_TEXT, scale.vocab, (count,), generator=generator)
@@ -102,7 +102,7 @@ def build_group(scale: Scale, model: Any) -> Any:
     types = (ids == IMAGE).int()[None]
     positions, _ = model.model.get_rope_index(ids[None], types, image_grid_thw=torch.tensor([grid]))
     return Group(
-        Prompt(ids, positions[:, 0], (VisionInput("image", pixels, grid, "one"),)),
+        Prompt(ids, positions[:, 0], (VisionInput("image", pixels, grid, f"image {seed}"),)),
         tuple(text(length) for length in scale.completions),
         advantages=torch.randn(len(scale.completions), generator=generator),
     )
