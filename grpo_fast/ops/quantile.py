@@ -11,6 +11,8 @@ def high_entropy_rows(entropy: Tensor, mask: Tensor | None, share: float) -> Ten
     """1 for the rows [N] whose entropy reaches the (1 - share) quantile of every row that counts, else 0."""
     live = torch.ones_like(entropy, dtype=torch.bool) if mask is None else mask
     everywhere = _gather(torch.where(live, entropy, -1.0))  # entropies are not negative: -1 marks what is left out
+    if len(everywhere) == 0:
+        return entropy
     threshold = _quantile(everywhere, 1.0 - share)
     return ((entropy >= threshold) & live).to(entropy.dtype)
 

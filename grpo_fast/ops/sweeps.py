@@ -65,9 +65,11 @@ class Sweeps:
 
     def run(self) -> None:
         single = self.scored.count <= self.head.chunk_rows
-        if self.scored.count == 0:
-            return
         by_batch = self.options.top_entropy_quantile < 1.0
+        if self.scored.count == 0:
+            if by_batch:  # the other ranks wait for this one's entropies, none though they are
+                self._choose_by_entropy()
+            return
         aligned = self._aligned_chunks() if self.coupled and not single else None
         if single or not (by_batch or self.coupled) or (aligned is not None and not by_batch):
             for at, span in enumerate(aligned or self._even_chunks()):

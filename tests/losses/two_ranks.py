@@ -21,9 +21,19 @@ def adaptive_step(rank: int) -> float:
     return loss_fn.update_entropy_coef()
 
 
+def truncated_batch(rank: int, truncated: tuple[bool, bool]) -> float:
+    generator = torch.Generator().manual_seed(rank)
+    hidden, weight = torch.randn(2, 5, 4, generator=generator), torch.randn(9, 4, generator=generator)
+    loss_fn = GRPOLoss(loss_type="grpo", top_entropy_quantile=0.5, mask_truncated_completions=True)
+    targets, advantages = torch.zeros(2, 5, dtype=torch.long), torch.ones(2)
+    return loss_fn(hidden, weight, targets, advantages=advantages, truncated=torch.tensor(truncated)).loss.item()
+
+
 def work(rank: int) -> dict[str, object]:
     keep = high_entropy_rows(entropies()[rank], None, 0.3)
-    return {"keep": keep.tolist(), "coef": adaptive_step(rank)}
+    alone = truncated_batch(rank, (rank == 1, rank == 1))  # a rank whose completions were all cut off
+    nobody = truncated_batch(rank, (True, True))
+    return {"keep": keep.tolist(), "coef": adaptive_step(rank), "alone": alone, "nobody": nobody}
 
 
 if __name__ == "__main__":
