@@ -95,7 +95,7 @@ class GRPOLoss:
             compute_dtype(hidden), default_chunk_bytes(hidden.device) if self.chunk_bytes is None else self.chunk_bytes,
             self.backend,
         )  # fmt: skip
-        found = Metrics(metrics.detach(), self._counts_sequences and advantages.dim() == 1)
+        found = Metrics(metrics.detach(), self._counts_sequences and advantages.shape == (sequences,))
         if o.use_adaptive_entropy and any(wants):
             self._window = found if self._window is None else self._window.merge(found)
         return LossOutput(

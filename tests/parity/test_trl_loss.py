@@ -29,12 +29,13 @@ def test_loss_gradients_and_metrics_equal_trl(case: Case) -> None:
         errors = relative_errors(our_result(case, batch, layout, chunk_rows), expected)
         named = dict(zip(("loss", "grad_hidden", "grad_weight"), errors, strict=True))
         assert max(errors) <= TOLERANCE, (layout, chunk_rows, named)
-    ours = our_result(case, batch, compact=False).metrics
-    for name, value in expected.metrics.items():
-        if name in ("policy_loss", "entropy_coef"):  # of the trainer's log, not of the batch
-            continue
-        value = without_empty_sequences(name, value, case, batch)
-        assert ours[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    for layout in ("padded", "packed"):
+        ours = our_result(case, batch, layout, compact=False).metrics
+        for name, value in expected.metrics.items():
+            if name in ("policy_loss", "entropy_coef"):  # of the trainer's log, not of the batch
+                continue
+            value = without_empty_sequences(name, value, case, batch)
+            assert ours[name] == pytest.approx(value, rel=1e-4, abs=1e-6), (layout, name)
 
 
 def without_empty_sequences(name: str, value: float, case: Case, batch: Batch) -> float:
