@@ -66,7 +66,7 @@ def fused_loss(
         sweeps.run()
         loss, metrics = sweeps.results()
         live = torch.ones_like(sweeps.logps, dtype=torch.bool) if scored.mask is None else scored.mask.clone()
-        grads = head.finished(sweeps.grads)
+        grads = head.finished(sweeps.grads, unscaled=True)
     rows_out = (sweeps.spread(x) for x in (sweeps.logps, sweeps.entropy, live))
     return loss, *rows_out, metrics, sweeps.grad_hidden, *grads, flops.work_tensor(head.flop)  # type: ignore[return-value]
 
@@ -77,7 +77,7 @@ def _(hidden, weight, bias, lora_a, lora_b, targets, *rest):  # type: ignore[no-
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     rows = hidden.new_empty(hidden.shape[0], dtype=wide)
     metrics = hidden.new_empty(len(SUMS) + len(MINIMA) + len(MAXIMA), dtype=torch.float32)
-    grads = fake_grads(wants, hidden, weight, bias, lora_a, lora_b)
+    grads = fake_grads(wants, hidden, weight, bias, lora_a, lora_b, unscaled=True)
     scored, work = torch.empty_like(rows, dtype=torch.bool), torch.empty((), dtype=torch.int64, device="cpu")
     return hidden.new_empty((), dtype=wide), rows, torch.empty_like(rows), scored, metrics, *grads, work
 
@@ -85,16 +85,18 @@ def _(hidden, weight, bias, lora_a, lora_b, targets, *rest):  # type: ignore[no-
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.set_materialize_grads(False)
     ctx.wants = inputs[17]
+    ctx.dtypes = [None if x is None else x.dtype for x in inputs[: len(GRADS)]]
     ctx.save_for_backward(*(grad for grad, want in zip(output[FIRST_GRAD:WORK], ctx.wants, strict=True) if want))
 
 
 def _backward(ctx, grad_loss, *_):  # type: ignore[no-untyped-def]
     saved = iter(ctx.saved_tensors)
-    grads = [next(saved) if want else None for want in ctx.wants]
+    grads: list[Tensor | None] = [None] * len(GRADS)
     if grad_loss is not None:
-        grads = [None if grad is None else scaled(grad, grad_loss) for grad in grads]
-    else:
-        grads = [None] * len(grads)
+        grads = [
+            scaled(next(saved), grad_loss).to(dtype) if want else None
+            for want, dtype in zip(ctx.wants, ctx.dtypes, strict=True)
+        ]
     return (*grads, *(None for _ in range(17)))
 
 

@@ -54,11 +54,20 @@ class Chunk:
     unit_hidden: Tensor | None = None  # [n, H] fp32: E' @ W
 
 
-def fake_grads(wants: list[bool], hidden: Tensor, weight: Tensor, *others: Tensor | None) -> list[Tensor]:
+def grad_dtype(x: Tensor, unscaled: bool) -> torch.dtype:
+    """Of x's gradient. One that a loss scale is yet to multiply waits in fp32: fp16 would lose its small values."""
+    return torch.float32 if unscaled and x.dtype == torch.float16 else x.dtype
+
+
+def fake_grads(
+    wants: list[bool], hidden: Tensor, weight: Tensor, *others: Tensor | None, unscaled: bool = False
+) -> list[Tensor]:
     """What an op's fake gives for its gradients: empty where none was wanted."""
-    made = [torch.empty_like(hidden) if wants[0] else hidden.new_empty(0)]
+    made = [torch.empty_like(hidden, dtype=grad_dtype(hidden, unscaled)) if wants[0] else hidden.new_empty(0)]
     for want, x in zip(wants[1:], (weight, *others), strict=True):
-        made.append(torch.empty_like(x) if want and x is not None else weight.new_empty(0))
+        made.append(
+            weight.new_empty(0) if x is None or not want else torch.empty_like(x, dtype=grad_dtype(x, unscaled))
+        )
     return made
 
 
@@ -236,19 +245,21 @@ class Head:
         if grads.lora_a is not None:
             self._add_product((self._product(e, self._cast(self.weights.lora_b)) * scale).t(), x, grads.lora_a, first)
 
-    def grads_for(self, rows: int, wants: list[bool]) -> HeadGrads:
+    def grads_for(self, rows: int, wants: list[bool], unscaled: bool = False) -> HeadGrads:
         """Buffers for the gradients that are wanted: several chunks accumulate in fp32, no rows at all give zeros."""
         new = torch.zeros if rows == 0 else torch.empty
-        several = rows > self.chunk_rows
-        return HeadGrads(*(
-            new(x.shape, dtype=self.wide if several else x.dtype, device=x.device) if want and x is not None else None
-            for want, x in zip(wants, self._parameters(), strict=True)
-        ))  # fmt: skip
 
-    def finished(self, grads: HeadGrads) -> list[Tensor]:
-        """The gradients in their parameters' dtypes; empty where none was wanted."""
+        def buffer(x: Tensor) -> Tensor:
+            dtype = self.wide if rows > self.chunk_rows else grad_dtype(x, unscaled)
+            return new(x.shape, dtype=dtype, device=x.device)
+
+        pairs = zip(wants, self._parameters(), strict=True)
+        return HeadGrads(*(buffer(x) if want and x is not None else None for want, x in pairs))
+
+    def finished(self, grads: HeadGrads, unscaled: bool = False) -> list[Tensor]:
+        """The gradients in their own dtypes; empty where none was wanted."""
         return [
-            self.weights.weight.new_empty(0) if grad is None or x is None else grad.to(x.dtype)
+            self.weights.weight.new_empty(0) if grad is None or x is None else grad.to(grad_dtype(x, unscaled))
             for grad, x in zip(grads, self._parameters(), strict=True)
         ]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from grpo_fast.config import LossOptions
 from grpo_fast.ops.backends import choose
-from grpo_fast.ops.head import Chunk, Head
+from grpo_fast.ops.head import Chunk, Head, grad_dtype
 from grpo_fast.ops.metrics import metrics_vector
 from grpo_fast.ops.policy_loss import policy_loss
 from grpo_fast.ops.quantile import high_entropy_rows
@@ -60,8 +60,9 @@ class Sweeps:
         self.terms = PolicyTerms(*(torch.empty(n, dtype=dtype, device=device) for _ in PolicyTerms._fields))
         self.grad_hidden = hidden.new_empty(0)
         if self.want_hidden:
-            self.grad_hidden = torch.empty_like(hidden) if scored.index is None else torch.zeros_like(hidden)
-        self.grads = head.grads_for(n, wants[1:])
+            new = torch.empty_like if scored.index is None else torch.zeros_like
+            self.grad_hidden = new(hidden, dtype=grad_dtype(hidden, unscaled=True))
+        self.grads = head.grads_for(n, wants[1:], unscaled=True)
 
     def run(self) -> None:
         single = self.scored.count <= self.head.chunk_rows

@@ -79,3 +79,23 @@ def test_failure_2_confident_tokens_keep_their_gradient(margin: float, sweeps: s
     ):
         assert expected.norm() > 0
         assert relative(actual, expected) <= 0.01
+
+
+@pytest.mark.parametrize("chunk_bytes", [None, 1])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_loss_scale_saves_small_fp16_gradients(chunk_bytes: int | None, level: str, frozen: bool) -> None:
+    r = rollout((40, 17, 33), h=64, v=257).to(torch.float16)
+    r.weight.mul_(2**-5)
+    scale = 2.0**20
+    hidden, weight = r.hidden.clone().requires_grad_(), r.weight.clone().requires_grad_(not frozen)
+    loss_fn = GRPOLoss(loss_type="grpo", importance_sampling_level=level, chunk_bytes=chunk_bytes)
+    small = r.advantages * 2**-10  # or a batch of a thousand times as many tokens
+    (scale * loss_fn(hidden, weight, r.targets, advantages=small, mask=r.mask).loss).backward()
+    h64, w64 = r.hidden.double().requires_grad_(), r.weight.double().requires_grad_()
+    logps = full_logps(h64, w64, r.targets)
+    exact = torch.where(r.mask, -(small[:, None] * (logps - logps.detach()).exp()), 0.0)
+    (scale * (exact.sum(1) / r.mask.sum(1)).mean()).backward()
+    for actual, expected in ((hidden.grad, h64.grad), *([] if frozen else [(weight.grad, w64.grad)])):
+        assert actual.dtype == torch.float16
+        assert relative(actual, expected) <= 1e-3
