@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from grpo_fast.errors import BadSettings
 from grpo_fast.ops.kv_gather import kv_gather
 from grpo_fast.types import AttentionPlan
 
@@ -23,7 +24,7 @@ ATTENTION = "grpo_fast_segments"
 BACKENDS = ("flash_attn", "varlen", "xformers", "sdpa")  # by preference
 
 
-class AttentionBackendError(RuntimeError):
+class AttentionBackendError(BadSettings):
     pass
 
 

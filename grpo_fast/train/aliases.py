@@ -106,7 +106,9 @@ SCHEDULES = {
     "cosine_with_min_lr": "cosine",
 }  # fmt: skip
 DTYPES = {"auto": "auto", "bfloat16": "bfloat16", "bf16": "bfloat16", "float32": "float32", "fp32": "float32"}
-ATTENTION = {"flash_attention_2": "flash", "flash_attention_3": "flash", "sdpa": "sdpa", "eager": "sdpa"}
+ATTENTION = {
+    "flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn", "sdpa": "sdpa", "eager": "sdpa",
+}  # fmt: skip
 ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw")
 ADAMW_8BIT = ("adamw_8bit", "adamw_bnb_8bit", "adamw_torch_8bit", "paged_adamw_8bit")
 

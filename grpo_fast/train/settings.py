@@ -14,6 +14,7 @@ Schedule = Literal["constant", "linear", "cosine"]
 Optimizer = Literal["adamw", "adamw_8bit"]
 Switch = Literal["auto", "on", "off"]
 OnBad = Literal["skip", "stop"]
+Attention = Literal["auto", "flash_attn", "varlen", "xformers", "sdpa"]
 
 
 def setting(default: Any, help: str) -> Any:
@@ -34,7 +35,7 @@ class ModelSettings:
     lora_dropout: float = setting(0.0, "dropout before the adapter")
     lora_targets: list[str] = setting([], "modules that get an adapter; empty: the language model's linear layers")
     activation_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
-    attention: str = setting("auto", "backend of attention: auto, sdpa, varlen, flash or xformers")
+    attention: Attention = setting("auto", "backend of attention; auto: the first of them that the machine has")
     liger: Switch = setting("auto", "liger-kernel's layers: auto uses them on CUDA where installed")
     trust_remote_code: bool = setting(False, "run code that a model's repository brings; off unless asked for")
     min_pixels: int | None = setting(None, "smallest area of an image; smaller ones are enlarged")
@@ -230,7 +231,7 @@ AT_LEAST = (
 def _check_choices(section: Any) -> None:
     choices = {"dtype": Dtype, "liger": Switch, "on_bad": OnBad, "static_shapes": Switch, "scale_rewards": RewardScale,
                "lr_schedule": Schedule, "optimizer": Optimizer, "warm_start": Switch, "parallel": Parallel,
-               "resume": Switch}  # fmt: skip
+               "resume": Switch, "attention": Attention}  # fmt: skip
     for one in fields(section):
         if one.name in choices and getattr(section, one.name) not in get_args(choices[one.name]):
             allowed = ", ".join(get_args(choices[one.name]))

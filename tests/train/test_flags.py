@@ -272,7 +272,7 @@ TAKEN: dict[str, tuple[str, dict[str, Any] | str]] = {
     "torch_dtype": ("bfloat16", {"dtype": "bfloat16"}),
     "bf16": ("", {"dtype": "bfloat16"}),
     "fp16": ("false", "off"),
-    "attn_implementation": ("flash_attention_2", {"attention": "flash"}),
+    "attn_implementation": ("flash_attention_2", {"attention": "flash_attn"}),
     "gradient_checkpointing": ("true", {"activation_checkpointing": True}),
     "gradient_checkpointing_kwargs": ("{}", "recompute"),
     "freeze_vision_modules": ("true", {"freeze_vision": True}),
@@ -397,6 +397,12 @@ def test_other_names(name: str, spelling: str, capsys: pytest.CaptureFixture[str
         assert " here" in said or name in BATCH
         for one in meant:
             assert f"--{one.replace('_', '-')}" in said or name in BATCH
+
+
+def test_every_backend_of_attention_can_be_asked_for() -> None:
+    from grpo_fast.policy.attention import BACKENDS
+
+    assert FIELDS["attention"].choices == ("auto", *BACKENDS)
 
 
 REFUSED = [
