@@ -114,15 +114,21 @@ def _apply_liger(model: Any, settings: ModelSettings, device: torch.device) -> N
     wanted = settings.liger == "on" or (settings.liger == "auto" and device.type == "cuda")
     if not wanted:
         return
+    kind = model.config.model_type
     try:
         from liger_kernel.transformers import monkey_patch  # pyright: ignore[reportMissingImports]
-    except ImportError:
+
+        apply = getattr(monkey_patch, f"apply_liger_kernel_to_{kind}", None)
+        if apply is not None:  # it imports more, and fails where it was written for another transformers
+            apply(
+                rope=False, cross_entropy=False, fused_linear_cross_entropy=False, rms_norm=True, swiglu=True,
+                model=model,
+            )  # fmt: skip
+        elif settings.liger == "on":
+            raise BadSettings(f"liger-kernel has no layers for {kind}")
+    except ImportError as error:
         if settings.liger == "on":
-            raise BadSettings("liger is on, but liger-kernel is not installed: pip install liger-kernel") from None
-        return
-    apply = getattr(monkey_patch, f"apply_liger_kernel_to_{model.config.model_type}", None)
-    if apply is None:
-        if settings.liger == "on":
-            raise BadSettings(f"liger-kernel has no layers for {model.config.model_type}")
-        return
-    apply(rope=False, cross_entropy=False, fused_linear_cross_entropy=False, rms_norm=True, swiglu=True, model=model)
+            raise BadSettings(
+                f"liger is on, but liger-kernel has no layers to import for {kind} ({first_line(error)}): "
+                "pip install -U liger-kernel, or leave liger off"
+            ) from error
