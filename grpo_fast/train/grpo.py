@@ -47,16 +47,21 @@ def run_grpo(session: Session, draws: Draws, rewards: RewardSet, reference: GRPO
     session.view.phase("grpo", steps, position.step)
     silent = 0
     with session.keeping(optimizer):
-        while position.step < steps:
-            metrics = _step(session, collect, updater, position.step + 1, steps)
-            silent = silent + 1 if metrics["groups_without_spread"] == 1.0 else 0
-            if silent == SILENT_STEPS:
-                session.view.note(
-                    f"for {SILENT_STEPS} steps no group had two different rewards (mean {metrics['reward']:g}): they "
-                    "taught nothing. If the reward fell to this, start again with a lower learning_rate or with "
-                    "mask_truncated_completions; if it is the highest there is, the run may end"
-                )
-            session.after_step(optimizer, evaluates=True, last=position.step == steps, name="grpo")
+        while position.step < steps or position.owes:
+            if not position.owes:
+                metrics = _step(session, collect, updater, position.step + 1, steps)
+                silent = silent + 1 if metrics["groups_without_spread"] == 1.0 else 0
+                if silent == SILENT_STEPS:
+                    session.view.note(_silence(metrics["reward"]))
+            session.after_step(optimizer, evaluates=True, last=position.step >= steps, name="grpo")
+
+
+def _silence(reward: float) -> str:
+    return (
+        f"for {SILENT_STEPS} steps no group had two different rewards (mean {reward:g}): they taught nothing. If the "
+        "reward fell to this, start again with a lower learning_rate or with mask_truncated_completions; if it is the "
+        "highest there is, the run may end"
+    )
 
 
 def _step(session: Session, collect: Collector, updater: Updater, step: int, steps: int) -> dict[str, float]:
@@ -82,7 +87,7 @@ def _step(session: Session, collect: Collector, updater: Updater, step: int, ste
         )
     end = time.perf_counter()
     # Everything that a resumed run needs moves on together, once the weights have.
-    position.step, position.cursor = step, collect.draws.cursor
+    position.step, position.cursor, position.owes = step, collect.draws.cursor, True
     position.skipped, position.entropy_coef = collect.draws.skipped.count, updater.loss.entropy_coef
     position.last_entropy = updater.loss.last_entropy if math.isfinite(updater.loss.last_entropy) else None
     values = experience.metrics | updated.metrics | {"learning_rate": learning_rate, "drawn": float(experience.drawn)}

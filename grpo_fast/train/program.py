@@ -74,7 +74,7 @@ def _run(session: Session, source: str, questions: Dataset, command: str) -> dic
         _supervise(session, taught)
     if command == "train":
         if position.phase == "sft":
-            position.phase, position.step, position.cursor = "grpo", 0, 0
+            position.phase, position.step, position.cursor, position.owes = "grpo", 0, 0, False
         own = settings.rewards
         with RewardSet.of(
             own.rewards, own.reward_weights, style=session.style.form, timeout=own.reward_timeout, workers=own.workers,
@@ -196,8 +196,6 @@ def _supervise(session: Session, taught: Labelled) -> None:
         return sum(one.strict for one in asked) >= own.warm_start_until * max(len(asked), 1)
 
     run_supervised(session, demonstrations, steps, enough=None if look is None else enough)
-    if look is not None:
-        session.evaluate(session.position.step, "sft")
 
 
 def _draws(

@@ -135,6 +135,7 @@ class Session:
             accuracy = self.evaluate(position.step, name, whole=last)
             better = accuracy > position.accuracy.get("best", -1.0)
             position.accuracy["best"] = max(accuracy, position.accuracy.get("best", -1.0))
+        position.owes = False
         if last or better or (run.save_every and position.step % run.save_every == 0):
             self.checkpoint(optimizer, best=better)
         self.interrupts.asked = self.ranks.any(self.interrupts.asked)

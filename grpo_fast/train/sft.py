@@ -85,21 +85,30 @@ def run_supervised(
     session.resume(optimizer, draws)
     session.view.phase("sft", steps, position.step)
     with session.keeping(optimizer):
-        while position.step < steps:
-            began = time.perf_counter()
-            step = position.step + 1
-            learning_rate = own.sft_learning_rate  # of a warm start, whose end is not known
-            if enough is None:
-                learning_rate = rate(step, steps, settings.optim, learning_rate)
-            set_rate(optimizer, learning_rate)
-            groups = demonstrations.take(own.sft_batch)
-            session.note_skipped(draws.skipped)
-            with session.naming("updating", f"lower token_budget ({settings.optim.token_budget}) or sft_batch"):
-                done = updater(groups).metrics
-            position.step, position.cursor, position.skipped = step, draws.cursor, draws.skipped.count
-            values = {"loss": -done["logp"], "grad_norm": done["grad_norm"], "learning_rate": learning_rate}
-            session.record(step, "sft", values, {"seconds": time.perf_counter() - began})
-            if enough is not None and step % CHECK_EVERY == 0 and enough():
+        while position.step < steps or position.owes:
+            if not position.owes:
+                _step(session, demonstrations, updater, position.step + 1, steps if enough is None else None)
+            if enough is not None and position.step % CHECK_EVERY == 0 and enough():
                 break
-            session.after_step(optimizer, evaluates=enough is None, last=step == steps, name="sft")
+            session.after_step(optimizer, evaluates=enough is None, last=position.step >= steps, name="sft")
+        if enough is not None:
+            session.evaluate(position.step, "sft")
     session.policy.loss = kept
+
+
+def _step(session: Session, demonstrations: Demonstrations, updater: Updater, step: int, steps: int | None) -> None:
+    """`steps`: of all; None in a warm start, whose end is not known."""
+    settings, position, draws = session.settings, session.position, demonstrations.draws
+    own, began = settings.warm_start, time.perf_counter()
+    learning_rate = own.sft_learning_rate
+    if steps is not None:
+        learning_rate = rate(step, steps, settings.optim, learning_rate)
+    set_rate(updater.optimizer, learning_rate)
+    groups = demonstrations.take(own.sft_batch)
+    session.note_skipped(draws.skipped)
+    with session.naming("updating", f"lower token_budget ({settings.optim.token_budget}) or sft_batch"):
+        done = updater(groups).metrics
+    position.step, position.cursor, position.owes = step, draws.cursor, True
+    position.skipped = draws.skipped.count
+    values = {"loss": -done["logp"], "grad_norm": done["grad_norm"], "learning_rate": learning_rate}
+    session.record(step, "sft", values, {"seconds": time.perf_counter() - began})

@@ -44,6 +44,7 @@ class Position:
 
     phase: str = "sft"  # sft, grpo, done
     step: int = 0  # finished steps of that phase
+    owes: bool = False  # what follows that step, such as a look at the held-out questions, was not finished
     cursor: int = 0  # samples drawn so far in the phase; their order is a function of seed and epoch
     entropy_coef: float | None = None
     last_entropy: float | None = None  # of the adaptive entropy bonus
