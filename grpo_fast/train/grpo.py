@@ -78,6 +78,7 @@ def _step(session: Session, collect: Collector, updater: Updater, step: int, ste
     middle = time.perf_counter()
     learning_rate = rate(step, steps, optim, optim.learning_rate)
     set_rate(updater.optimizer, learning_rate)
+    session.midway = True
     with session.naming("updating", f"lower token_budget ({optim.token_budget}) or turn activation_checkpointing on"):
         updated = updater(
             [one.group for one in experience.scored],
@@ -101,4 +102,5 @@ def _step(session: Session, collect: Collector, updater: Updater, step: int, ste
         },
     )  # fmt: skip
     session.look(step, "grpo", experience.scored)
+    session.midway = False
     return experience.metrics

@@ -57,7 +57,7 @@ def train(settings: Settings, view: View, *, command: str = "train") -> dict[str
         try:
             session, source, questions = _session(settings, group, view, asked, path, folder)
             return _run(session, source, questions, command)
-        except Interrupted:
+        except (Interrupted, KeyboardInterrupt):
             view.note(how_to_go_on(path))
             raise
         finally:

@@ -50,6 +50,7 @@ class Session:
     engine: Engine
     held_out: HeldOut
     position: Position = field(default_factory=Position)
+    midway: bool = False  # weights, position and books are on their way from one whole step to the next
     devices: Devices = field(default_factory=Devices)
     last_asked: list[Asked] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
@@ -144,11 +145,12 @@ class Session:
 
     @contextmanager
     def keeping(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-        """A run that is interrupted keeps its last whole step."""
+        """A run that is interrupted keeps its last whole step; where that is gone, the last checkpoint stays."""
         try:
             yield
         except (Interrupted, KeyboardInterrupt):
-            self.checkpoint(optimizer)
+            if not self.midway:
+                self.checkpoint(optimizer)
             raise
 
     def checkpoint(self, optimizer: torch.optim.Optimizer, *, best: bool = False) -> None:

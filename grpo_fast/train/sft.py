@@ -106,9 +106,11 @@ def _step(session: Session, demonstrations: Demonstrations, updater: Updater, st
     set_rate(updater.optimizer, learning_rate)
     groups = demonstrations.take(own.sft_batch)
     session.note_skipped(draws.skipped)
+    session.midway = True
     with session.naming("updating", f"lower token_budget ({settings.optim.token_budget}) or sft_batch"):
         done = updater(groups).metrics
     position.step, position.cursor, position.owes = step, draws.cursor, True
     position.skipped = draws.skipped.count
     values = {"loss": -done["logp"], "grad_norm": done["grad_norm"], "learning_rate": learning_rate}
     session.record(step, "sft", values, {"seconds": time.perf_counter() - began})
+    session.midway = False
