@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -20,8 +20,8 @@ def how_to_go_on(output: Path) -> str:
 
 
 class Interrupts:
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, say: Callable[[str], None] = lambda _: None) -> None:
+        self.asked, self.say = False, say
 
     def check(self) -> None:
         if self.asked:
@@ -31,12 +31,14 @@ class Interrupts:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt  # the second Ctrl-C does not wait
         self.asked = True
+        with suppress(RuntimeError):  # the signal came in the middle of a line that was being written
+            self.say("the run ends as soon as it can be saved; Ctrl-C again ends it at once")
 
 
 @contextmanager
-def interrupts() -> Iterator[Interrupts]:
+def interrupts(say: Callable[[str], None]) -> Iterator[Interrupts]:
     """Outside the main thread Python gives no signals to handle."""
-    state = Interrupts()
+    state = Interrupts(say)
     if threading.current_thread() is not threading.main_thread():
         yield state
         return

@@ -47,7 +47,7 @@ TEXTS = 2000  # questions that a tiny model's tokenizer is trained on
 def train(settings: Settings, view: View, *, command: str = "train") -> dict[str, Any]:
     """The summary, as written. Interrupted (Ctrl-C, SIGTERM) after its last whole step was saved."""
     settings = resolved(settings)
-    with ranks(settings.run.device) as group, interrupts() as asked:
+    with ranks(settings.run.device) as group, interrupts(view.note) as asked:
         if settings.run.threads:
             torch.set_num_threads(settings.run.threads)
         torch.manual_seed(settings.run.seed)
