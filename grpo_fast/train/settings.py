@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -185,8 +186,15 @@ class Settings:
     def __post_init__(self) -> None:
         for section, name, low in AT_LEAST:
             value = getattr(getattr(self, section), name)
-            if value is not None and value < low:
-                raise BadSettings(f"{name} must be at least {low}, got {value}")
+            if value is not None and not low <= value < math.inf:
+                raise BadSettings(f"{name} must be at least {low}{' and finite' * (value == math.inf)}, got {value}")
+        for section, name, low, high in BETWEEN:
+            value = getattr(getattr(self, section), name)
+            if not low <= value <= high:
+                raise BadSettings(f"{name} must lie between {low} and {high}, got {value}")
+        for name, value in (("adam_beta1", self.optim.adam_beta1), ("adam_beta2", self.optim.adam_beta2)):
+            if not 0 <= value < 1:
+                raise BadSettings(f"{name} must be at least 0 and below 1, got {value}")
         for section in (self.model, self.data, self.rollout, self.rewards, self.optim, self.warm_start, self.run):
             _check_choices(section)
         weights, names = self.rewards.reward_weights, self.rewards.rewards
@@ -200,8 +208,10 @@ class Settings:
             raise BadSettings("max_completion_length limits what is sampled: give a number")
         if self.run.save_merged and not self.model.lora_rank:
             raise BadSettings("save_merged merges an adapter into the model: give a lora_rank, or leave it off")
-        if self.rollout.group_size == 1 and self.rollout.filter_groups:
-            raise BadSettings("a group of one has no spread of rewards: filter_groups would leave out every group")
+        if self.rollout.group_size == 1:
+            raise BadSettings("a group of one has nothing to compare its completion with: group_size must be 2 or more")
+        if self.rollout.filter_groups:
+            _check_filters(self.rollout, names)
         if self.rollout.minibatches > self.rollout.prompts_per_step:
             raise BadSettings(
                 f"minibatches ({self.rollout.minibatches}) is above prompts_per_step ({self.rollout.prompts_per_step})"
@@ -214,17 +224,34 @@ AT_LEAST = (
     ("rollout", "updates_per_rollout", 1),
     ("rollout", "minibatches", 1),
     ("rollout", "filter_rounds", 1),
+    ("rollout", "kv_bytes", 1),
     ("optim", "steps", 0),
     ("optim", "epochs", 0),
     ("optim", "learning_rate", 0),
     ("optim", "token_budget", 1),
+    ("optim", "lr_warmup", 0),
+    ("optim", "weight_decay", 0),
+    ("optim", "adam_epsilon", 0),
+    ("warm_start", "warm_start_samples", 0),
     ("warm_start", "sft_steps", 0),
+    ("warm_start", "sft_epochs", 0),
+    ("warm_start", "sft_learning_rate", 0),
     ("warm_start", "sft_batch", 1),
     ("run", "keep", 1),
     ("run", "save_every", 0),
     ("run", "eval_every", 0),
+    ("run", "samples_every", 0),
+    ("run", "threads", 0),
+    ("data", "max_samples", 0),
+    ("data", "eval_samples", 0),
+    ("data", "max_prompt_tokens", 1),
     ("model", "lora_rank", 0),
     ("rewards", "reward_workers", 0),
+)
+BETWEEN = (
+    ("optim", "lr_floor", 0, 1),
+    ("warm_start", "warm_start_until", 0, 1),
+    ("run", "seed", 0, 2**32 - 1),  # numpy takes no other
 )
 
 
@@ -236,3 +263,11 @@ def _check_choices(section: Any) -> None:
         if one.name in choices and getattr(section, one.name) not in get_args(choices[one.name]):
             allowed = ", ".join(get_args(choices[one.name]))
             raise BadSettings(f"{one.name} must be one of {allowed}; got {getattr(section, one.name)!r}")
+
+
+def _check_filters(rollout: RolloutSettings, rewards: list[str]) -> None:
+    low, high = rollout.filter_low, rollout.filter_high
+    if (low is not None or high is not None) and "accuracy" not in rewards:
+        raise BadSettings("filter_low and filter_high look at the reward accuracy, which is not among rewards")
+    if low is not None and high is not None and low > high:
+        raise BadSettings(f"filter_low ({low}) is above filter_high ({high}): every group would be left out")

@@ -254,6 +254,31 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         read("--config", str(tmp_path / "x"))
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "lr-warmup -3", "lr-floor 5", "lr-floor -1", "weight-decay -1", "adam-beta1 1.0", "adam-beta2 -0.1",
+        "adam-epsilon -1", "learning-rate inf", "epochs inf", "max-samples -3", "eval-samples -1", "kv-bytes -5",
+        "sft-learning-rate -1", "sft-epochs -1", "warm-start-samples -1", "warm-start-until 45", "threads -1",
+        "samples-every -1", "max-prompt-tokens 0", "seed -1", "seed 4294967296", "group-size 1",
+    ],
+)  # fmt: skip
+def test_numbers_that_mean_nothing(typed: str) -> None:
+    """Each of them trained silently, or ended in a traceback of torch's or numpy's after the first evaluation."""
+    name, text = typed.split()
+    with pytest.raises(BadSettings, match=name.replace("-", "_")):
+        read("--model", "x", f"--{name}={text}")
+
+
+def test_filters_that_could_not_filter() -> None:
+    groups = ["--model", "x", "--filter-groups"]
+    with pytest.raises(BadSettings, match="filter_low and filter_high look at the reward accuracy"):
+        read(*groups, "--filter-low", "0.1", "--rewards", "format")
+    with pytest.raises(BadSettings, match=r"filter_low \(0.9\) is above filter_high \(0.1\)"):
+        read(*groups, "--filter-low", "0.9", "--filter-high", "0.1")
+    assert read(*groups, "--filter-low", "0.1", "--filter-high", "0.9").rollout.filter_low == 0.1
+
+
 def test_contradictions_are_settings_errors() -> None:
     with pytest.raises(BadSettings, match="delta bounds the clipped losses"):
         read("--model", "x", "--loss-type", "vespo", "--delta", "3")
