@@ -54,12 +54,7 @@ class Collector:
     ) -> None:
         self.settings, self.engine, self.draws, self.rewards = settings, engine, draws, rewards
         self.ranks, self.watch = ranks, watch
-        rollout, loss = settings.rollout, settings.loss
-        self.sampling = SamplingParams(
-            temperature=loss.temperature, top_k=rollout.top_k, top_p=rollout.top_p, min_p=rollout.min_p,
-            repetition_penalty=rollout.repetition_penalty, max_tokens=settings.max_tokens,
-            stop_strings=tuple(rollout.stop),
-        )  # fmt: skip
+        self.sampling = sampling_of(settings)
 
     def __call__(self) -> Experience:
         rollout = self.settings.rollout
@@ -152,6 +147,15 @@ class Collector:
         lengths = [length for *_, lengths in every for length in lengths]
         found["length"] = sum(lengths) / len(lengths)
         return found
+
+
+def sampling_of(settings: Settings) -> SamplingParams:
+    rollout = settings.rollout
+    return SamplingParams(
+        temperature=settings.loss.temperature, top_k=rollout.top_k, top_p=rollout.top_p, min_p=rollout.min_p,
+        repetition_penalty=rollout.repetition_penalty, max_tokens=settings.max_tokens,
+        stop_strings=tuple(rollout.stop),
+    )  # fmt: skip
 
 
 def hash_of(seed: int, number: int) -> int:

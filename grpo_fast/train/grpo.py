@@ -9,8 +9,9 @@ from grpo_fast.errors import BadSettings
 from grpo_fast.policy import GRPOPolicy
 from grpo_fast.rewards import RewardSet
 from grpo_fast.train.draws import Draws
-from grpo_fast.train.experience import Collector
+from grpo_fast.train.experience import Collector, sampling_of
 from grpo_fast.train.optim import build_optimizer, rate, set_rate
+from grpo_fast.train.ranks import Ranks
 from grpo_fast.train.session import Session
 from grpo_fast.train.settings import Settings
 from grpo_fast.train.update import Updater
@@ -24,13 +25,19 @@ def steps_of(settings: Settings, questions: int) -> int:
     return math.ceil(settings.optim.epochs * questions / settings.rollout.prompts_per_step)
 
 
+def check_grpo(settings: Settings, ranks: Ranks) -> None:
+    """Refuses at the start what would otherwise fail after the warm start."""
+    rollout = settings.rollout
+    sampling_of(settings)
+    if rollout.prompts_per_step < ranks.world * rollout.minibatches:
+        raise BadSettings(
+            f"prompts_per_step ({rollout.prompts_per_step}) must be at least ranks × minibatches "
+            f"({ranks.world} × {rollout.minibatches}): every rank needs a question in every update"
+        )
+
+
 def run_grpo(session: Session, draws: Draws, rewards: RewardSet, reference: GRPOPolicy | None) -> None:
     settings, position, ranks = session.settings, session.position, session.ranks
-    if settings.rollout.prompts_per_step < ranks.world * settings.rollout.minibatches:
-        raise BadSettings(
-            f"prompts_per_step ({settings.rollout.prompts_per_step}) must be at least ranks × minibatches "
-            f"({ranks.world} × {settings.rollout.minibatches}): every rank needs a question in every update"
-        )
     steps = steps_of(settings, len(draws.samples))
     optim = settings.optim
     optimizer = build_optimizer(session.wrapped, optim, optim.learning_rate)

@@ -30,20 +30,20 @@ def build_optimizer(policy: nn.Module, settings: OptimSettings, learning_rate: f
     groups = [group for group in groups if group["params"]]
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, fused=trained[0].device.type == "cuda", **options)
-    return _eight_bit(groups, options)
+    return eight_bit()(groups, **options)
 
 
-def _eight_bit(groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.optim.Optimizer:
+def eight_bit() -> Any:
     try:
         from torchao.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
 
-        return AdamW8bit(groups, **options)
+        return AdamW8bit
     except ImportError:
         pass
     try:
         from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
 
-        return AdamW8bit(groups, **options)
+        return AdamW8bit
     except ImportError:
         raise BadSettings("optimizer adamw_8bit needs torchao or bitsandbytes: pip install torchao") from None
 

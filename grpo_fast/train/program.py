@@ -26,9 +26,10 @@ from grpo_fast.train import assemble, export, state, tiny
 from grpo_fast.train.draws import Draws
 from grpo_fast.train.flags import to_yaml
 from grpo_fast.train.folder import RunFolder
-from grpo_fast.train.grpo import run_grpo
+from grpo_fast.train.grpo import check_grpo, run_grpo
 from grpo_fast.train.held_out import HeldOut
 from grpo_fast.train.interrupts import Interrupted, Interrupts, how_to_go_on, interrupts
+from grpo_fast.train.optim import eight_bit
 from grpo_fast.train.questions import Labelled, datasets, labelled
 from grpo_fast.train.ranks import Ranks, ranks
 from grpo_fast.train.resolved import TINY, resolved
@@ -51,36 +52,49 @@ def train(settings: Settings, view: View, *, command: str = "train") -> dict[str
         if settings.run.threads:
             torch.set_num_threads(settings.run.threads)
         torch.manual_seed(settings.run.seed)
+        rewards = _checked(settings, group, command)
         path = Path(group.gather(settings.run.output or str(RunFolder.default_path()))[0])
         folder = RunFolder(path, trackers=_trackers(settings)) if group.first else None
         group.wait()
         try:
             session, source, questions = _session(settings, group, view, asked, path, folder)
-            return _run(session, source, questions, command)
+            return _run(session, source, questions, rewards, command)
         except (Interrupted, KeyboardInterrupt):
             view.note(how_to_go_on(path))
             raise
         finally:
+            if rewards is not None:
+                rewards.close()
             if folder is not None:
                 folder.close()
 
 
-def _run(session: Session, source: str, questions: Dataset, command: str) -> dict[str, Any]:
+def _checked(settings: Settings, ranks: Ranks, command: str) -> RewardSet | None:
+    """What a phase would refuse when it begins is refused before the folder is made and the first question asked."""
+    if settings.optim.optimizer == "adamw_8bit":
+        eight_bit()
+    if command == "sft":
+        return None
+    check_grpo(settings, ranks)
+    own = settings.rewards
+    return RewardSet.of(
+        own.rewards, own.reward_weights, style=prompt_style(settings.data.prompt).form, timeout=own.reward_timeout,
+        workers=own.workers,
+    )  # fmt: skip
+
+
+def _run(session: Session, source: str, questions: Dataset, rewards: RewardSet | None, command: str) -> dict[str, Any]:
     settings, position = session.settings, session.position
     if "start" not in position.accuracy:
         session.evaluate(0, "start")
     taught = _taught(settings, questions, command)
     if position.phase == "sft" and taught is not None:
         _supervise(session, taught)
-    if command == "train":
+    if rewards is not None:
         if position.phase == "sft":
             position.phase, position.step, position.cursor, position.owes = "grpo", 0, 0, False
-        own = settings.rewards
-        with RewardSet.of(
-            own.rewards, own.reward_weights, style=session.style.form, timeout=own.reward_timeout, workers=own.workers,
-        ) as rewards:  # fmt: skip
-            reference = _reference(session, source, warmed=taught is not None)
-            run_grpo(session, _draws(session, questions, GRPO_ORDER, rewards.check), rewards, reference)
+        reference = _reference(session, source, warmed=taught is not None)
+        run_grpo(session, _draws(session, questions, GRPO_ORDER, rewards.check), rewards, reference)
     return finish(session, source, len(questions), command)
 
 

@@ -92,6 +92,8 @@ def lines_of(path: Path) -> list[str]:
         (["--attention", "varlen"], 2, "needs a CUDA device"),
         (["--learing-rate", "1"], 2, "--learning-rate"),
         (["--prompts-per-step", "2", "--minibatches", "4"], 2, "minibatches"),
+        (["--rewards", "acuracy"], 2, "did you mean accuracy"),
+        (["--top-p", "0"], 2, "top_p"),
     ],
 )
 def test_a_users_mistake_is_a_sentence(tmp_path: Path, flags: list[str], code: int, said: str, capsys) -> None:
@@ -106,6 +108,7 @@ def test_a_users_mistake_is_a_sentence(tmp_path: Path, flags: list[str], code: i
     err = capsys.readouterr().err
     assert found == code, err
     assert said in err and "Traceback" not in err
+    assert not any(lines_of(tmp_path / "run" / "metrics.jsonl"))  # before the first evaluation
 
 
 def test_a_model_folder_without_weights(tmp_path: Path, straight: Path, capsys) -> None:
