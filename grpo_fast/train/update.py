@@ -81,7 +81,8 @@ class Updater:
         without any takes part with its `spare`, which counts for nothing."""
         if self.loss.options.beta != 0.0:
             groups = self._with_reference(groups, spare)
-        if minibatches > 1:
+        if minibatches > 1:  # no update without a group, where filtering left fewer than there are updates
+            minibatches = max(1, min(minibatches, max(self.ranks.gather(len(groups)))))
             groups = _with(groups, "old_logps", self._logps(groups, spare, self.policy, False))
         parts = [
             groups[i * len(groups) // minibatches : (i + 1) * len(groups) // minibatches] for i in range(minibatches)

@@ -123,3 +123,13 @@ def test_adaptive_entropy_is_measured_over_the_step() -> None:
     update = lab.updater(policy, budget=90)
     assert update(lab.groups(5)).metrics["entropy_coef"] == 0.25
     assert update(lab.groups(5)).metrics["entropy_coef"] == 0.5
+
+
+def test_no_update_without_a_group() -> None:
+    """Two groups in four updates are two updates: an empty one would move the weights by momentum alone."""
+    given = lab.groups(2)
+    four, two = (lab.updater(lab.policy(lab.settings())) for _ in range(2))
+    found, expected = four(given, spare=given[0], minibatches=4), two(given, minibatches=2)
+    assert found.metrics == expected.metrics
+    for name, weight in two.policy.named_parameters():
+        assert torch.equal(weight, dict(four.policy.named_parameters())[name]), name
