@@ -57,7 +57,7 @@ def train(settings: Settings, view: View, *, command: str = "train") -> dict[str
         folder = RunFolder(path, trackers=_trackers(settings)) if group.first else None
         group.wait()
         try:
-            session, source, questions = _session(settings, group, view, asked, path, folder)
+            session, source, questions = _session(settings, group, view, asked, path, folder, command)
             return _run(session, source, questions, rewards, command)
         except (Interrupted, KeyboardInterrupt):
             view.note(how_to_go_on(path))
@@ -93,13 +93,13 @@ def _run(session: Session, source: str, questions: Dataset, rewards: RewardSet |
     if rewards is not None:
         if position.phase == "sft":
             position.phase, position.step, position.cursor, position.owes = "grpo", 0, 0, False
-        reference = _reference(session, source, warmed=taught is not None)
+        reference = _reference(session, source, warmed="sft" in position.accuracy)
         run_grpo(session, _draws(session, questions, GRPO_ORDER, rewards.check), rewards, reference)
     return finish(session, source, len(questions), command)
 
 
 def _session(
-    settings: Settings, ranks: Ranks, view: View, asked: Interrupts, path: Path, folder: RunFolder | None
+    settings: Settings, ranks: Ranks, view: View, asked: Interrupts, path: Path, folder: RunFolder | None, command: str
 ) -> tuple[Session, str, Dataset]:
     """Everything that a run needs, where its last checkpoint left it; with the model's source, and the questions."""
     questions, others = datasets(settings)
@@ -123,6 +123,8 @@ def _session(
     held_out.watch = session.watch_asking
     if found is not None:
         session.position = state.load(found, wrapped, None)
+        if command == "sft" and session.position.phase == "grpo":
+            raise BadSettings(f"--output {path} holds a run of `grpo-fast train`: name another folder for sft")
         view.note(f"going on from {found}")
         view.earlier(session.position.accuracy)
     if folder is not None:

@@ -22,7 +22,7 @@ from grpo_fast.train import state
 from grpo_fast.train.devices import Devices
 from grpo_fast.train.draws import Draws, Skipped
 from grpo_fast.train.experience import Scored
-from grpo_fast.train.folder import RunFolder
+from grpo_fast.train.folder import TIMING, RunFolder, rows
 from grpo_fast.train.held_out import HeldOut
 from grpo_fast.train.interrupts import Interrupted, Interrupts
 from grpo_fast.train.ranks import Ranks
@@ -31,7 +31,6 @@ from grpo_fast.train.state import Position
 from grpo_fast.train.view import View
 
 CHECKPOINTS = "checkpoints"
-RATES = ("completions_per_second", "tokens_per_second")
 CASES_SHOWN = 8  # questions of an evaluation between two steps that are written down
 
 
@@ -54,7 +53,6 @@ class Session:
     devices: Devices = field(default_factory=Devices)
     last_asked: list[Asked] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
-    rates: dict[str, list[float]] = field(default_factory=dict)  # of the steps since this process began
 
     @property
     def checkpoints(self) -> Path:
@@ -69,9 +67,6 @@ class Session:
         self.view.asking(stats)
 
     def record(self, step: int, phase: str, values: Mapping[str, float], timing: Mapping[str, float]) -> None:
-        for name in RATES:
-            if name in timing:
-                self.rates.setdefault(name, []).append(timing[name])
         timing = {**timing, **self.devices.sample()}
         if self.folder is not None:
             self.folder.log(step, phase, values)
@@ -112,8 +107,11 @@ class Session:
         return values["accuracy"]
 
     def throughput(self, name: str) -> float | None:
-        """Median over the steps of this process."""
-        return median(self.rates[name]) if name in self.rates else None
+        """Median over the run's steps, on the first rank."""
+        if self.folder is None:
+            return None
+        found = [row[name] for row in rows(self.path / TIMING) if row.get(name) is not None]
+        return median(found) if found else None
 
     def seconds(self) -> float:
         """Since the run began, without the time between an interruption and going on."""

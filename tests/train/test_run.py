@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from forks import Fork
 from train.small import SMALL, start
+
+SFT = ["--max-samples", "64", "--eval-samples", "4", "--sft-steps", "2", "--sft-batch", "8", "--threads", "1"]
 
 
 def test_the_run_folder(straight: Path) -> None:
@@ -58,6 +62,42 @@ def test_killed_anywhere_and_resumed_it_is_the_same_run(straight: Path, tmp_path
         assert (output / name).read_bytes() == (straight / name).read_bytes(), name
     weights = "model.safetensors"
     assert (output / "model" / weights).read_bytes() == (straight / "model" / weights).read_bytes()
+
+
+def test_typed_again_a_finished_run_is_as_it_was(straight: Path, tmp_path: Path) -> None:
+    output = tmp_path / "again"
+    shutil.copytree(straight, output)
+    code, _, err = start(output).wait()
+    assert code == 0, err
+    found, before = (json.loads((folder / "summary.json").read_text()) for folder in (output, straight))
+    for name in ("accuracy", "best_accuracy", "steps", "completions_per_second", "tokens_per_second"):
+        assert found[name] == before[name], name
+    settings = (output / "settings.yaml").read_bytes()
+    code, _, err = Fork(output, "sft", "--output", str(output), *SFT).wait()
+    assert code == 2 and "holds a run of `grpo-fast train`" in err
+    assert (output / "settings.yaml").read_bytes() == settings
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        assert (output / name).read_bytes() == (straight / name).read_bytes(), name
+
+
+def test_grpo_in_the_folder_of_an_sft_is_compared_with_what_that_taught(tmp_path: Path) -> None:
+    flags = [
+        "--warm-start",
+        "off",
+        "--beta",
+        "0.1",
+        "--mask-truncated-completions",
+        "false",
+        "--steps",
+        "1",
+        "--eval-samples",
+        "4",
+    ]
+    assert Fork(tmp_path / "run", "sft", "--output", str(tmp_path / "run"), *SFT).wait()[0] == 0
+    code, _, err = start(tmp_path / "run", *flags).wait()
+    assert code == 0, err
+    (step,) = (one for one in map(json.loads, lines_of(tmp_path / "run" / "metrics.jsonl")) if one["phase"] == "grpo")
+    assert step["scored_tokens"] > 0 and step["kl"] == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
