@@ -95,7 +95,8 @@ class Collector:
         texts = [self.texts(group) for group in groups]
         samples = [group.prompt.sample for group in groups]
         assert all(sample is not None for sample in samples)
-        given = self.rewards([sample for sample in samples if sample is not None], texts)
+        ids = [[tokens.tolist() for tokens in group.completions] for group in groups]
+        given = self.rewards([sample for sample in samples if sample is not None], texts, completion_ids=ids)
         return [
             Scored(replace(group, rewards=rewards), text, rewards, self.rewards.total(rewards))
             for group, text, rewards in zip(groups, texts, given, strict=True)

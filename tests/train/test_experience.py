@@ -25,6 +25,12 @@ def sometimes(completions, **columns):
 
 def never_differs(completions, **columns):
     return [1.0 for _ in completions]
+
+def by_tokens(completion_ids, **columns):
+    return [float(len(ids)) for ids in completion_ids]
+
+def compute_score(reward_inputs):
+    return [{"overall": float(one["response_length"])} for one in reward_inputs]
 """
 
 
@@ -60,6 +66,13 @@ def test_a_step_is_what_was_asked_for(hooks: Path) -> None:
     assert found.metrics["reward"] == pytest.approx(every.mean().item())
     tokens = [c.numel() for one in found.scored for c in one.group.completions]
     assert found.metrics["length"] == pytest.approx(sum(tokens) / len(tokens))
+
+
+@pytest.mark.parametrize("name", ["by_tokens", "compute_score"])
+def test_rewards_are_told_the_sampled_tokens(hooks: Path, name: str) -> None:
+    """TRL's overlong punishment and EasyR1's count them."""
+    for one in collector([f"{hooks}:{name}"])().scored:
+        assert one.total.tolist() == [float(tokens.numel()) for tokens in one.group.completions]
 
 
 def test_the_same_question_gets_the_same_completions_in_any_company(hooks: Path) -> None:
