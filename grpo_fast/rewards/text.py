@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
+RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 DASHES = re.compile("[\u2010-\u2015\u2212]")
@@ -15,7 +16,7 @@ LATEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 def plain(text: str) -> str:
     """The characters that were meant: NFKC, ASCII dashes, no Markdown or `\\boxed{}` around them."""
     # NFKC alone would read 10³ as 103 and 1½ as 11/2
-    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+", lambda found: "^" + found[0].translate(SUPERSCRIPTS), text)
+    text = RAISED.sub(lambda found: "^" + found[0].translate(SUPERSCRIPTS), text)
     text = re.sub("(?<=[0-9])(?=[½⅓⅔¼¾⅛])", " ", text)
     text = unicodedata.normalize("NFKC", text).replace("\u2044", "/")
     text = " ".join(DASHES.sub("-", INVISIBLE.sub("", text)).split())

@@ -432,9 +432,30 @@ section(
     ("<answer>$9^{9^{9^{9}}}$</answer>", "$9^{9^{9^{9}}}$", "=", "no", "no-think"),
     ("Hence it is \\boxed{\\sqrt{8}}.", None, "\\boxed{\\sqrt{8}}", "lenient", ""),
 )
+for gold in ("2√3", "2√{3}", "2√(3) cm", "$2\\sqrt{3}$"):  # as GEOQA writes them; math_verify alone reads the 2
+    section(
+        "How long is AB?",
+        gold,
+        ("<answer>2√3</answer>", "2√3", "=", "yes", "no-think"),
+        ("<answer>2\\sqrt{3}</answer>", "2\\sqrt{3}", "=", "yes", "no-think"),
+        ("<answer>√12</answer>", "√12", "=", "yes", "no-think"),
+        ("<answer>2*sqrt(3)</answer>", "2*sqrt(3)", "=", "yes", "no-think"),
+        ("<answer>2</answer>", "2", "=", "no", "no-think"),
+        ("<answer>5√3</answer>", "5√3", "=", "no", "no-think"),
+    )
+section(
+    "Which order of magnitude?",
+    "10^-3",
+    ("<answer>10⁻³</answer>", "10⁻³", "=", "yes", "no-think"),
+    ("<answer>$10^{-3}$</answer>", "$10^{-3}$", "=", "yes", "no-think"),
+    ("<answer>0.001</answer>", "0.001", "=", "yes", "no-think"),
+    ("<answer>10</answer>", "10", "=", "no", "no-think"),
+)
 section(
     "Expand.",
     "x^2+2x+1",
+    ("<answer>x²+2x+1</answer>", "x²+2x+1", "=", "yes", "no-think"),
+    ("<answer>9⁹⁹⁹⁹⁹⁹</answer>", "9⁹⁹⁹⁹⁹⁹", "=", "no", "no-think"),
     ("<answer>x^2+2x+1</answer>", "x^2+2x+1", "=", "yes", "no-think"),
     ("<answer>$(x+1)^2$</answer>", "$(x+1)^2$", "=", "yes", "no-think"),
     ("<answer>$(x-1)^2$</answer>", "$(x-1)^2$", "=", "no", "no-think"),
