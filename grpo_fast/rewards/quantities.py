@@ -31,19 +31,22 @@ UNITS: dict[str, tuple[str, Fraction]] = {
 }  # fmt: skip
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
-LATEX = {"{,}": ",", r"\%": "%", r"\times": "x", r"\cdot": "x", r"\,": " ", r"\ ": " ", r"\circ": "°", "×": "x",
-         "·": "x", "$": "", r"\left": "", r"\right": ""}  # fmt: skip
+LATEX = {"{,}": ",", r"\%": "%", r"\times": "x", r"\cdot": "x", r"\,": " ", r"\;": " ", r"\ ": " ", "~": " ",
+         r"\circ": "°", "×": "x", "·": "x", "$": "", r"\left": "", r"\right": ""}  # fmt: skip
 FRACTION = re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
+RAISED = re.compile(r"\^\{([^{}]*)\}")
 LEAD_IN = re.compile(r"(?:[a-z]\w{0,9}\s*=|=|~|≈|about|around|roughly|approximately|approx\.?|ca\.?)\s*", re.IGNORECASE)
 QUANTITY = re.compile(
     r"(?P<sign>[-+]?)\s*(?:(?P<whole>\d+)\s+(?=\d+\s*/))?"
     r"(?P<digits>\d{1,3}(?:[, ]\d{3})+(?!\d)|\d+|(?=\.\d))(?P<decimals>\.\d+)?"
     r"(?:\s*/\s*(?P<below>\d+(?![\d.])))?"
     r"(?:(?:e|\s*[x*]\s*10\s*\^)\s*\{?(?P<power>[-+]?\d{1,3})\}?)?"
-    r"\s*(?P<unit>\D{0,40}|[^\d]{0,20}\^?[23])",
+    r"\s*(?P<unit>\D{0,40}|\D{0,19}[^\W\d_]\^?[23])",
     re.IGNORECASE,
 )
 HEDGE = re.compile(r"(?:^|\s)(?:or|to|and|than|not|plus|minus|more|less)(?:\s|$)|[<>=+*/,;:?-]|\d\s*$")
+# what multiplies a number, or raises it, is no unit of it
+FACTOR = re.compile(r"^\^|[√π\\]|\b(?:hundred|thousand|million|billion|dozen|squared|cubed|factorial)\b", re.IGNORECASE)
 FRACTION_TOLERANCE = Fraction(2, 1000)  # relative: a third may be written 0.333
 
 
@@ -63,7 +66,7 @@ def quantity(text: str) -> Quantity | None:
     said = plain(text)
     for latex, meant in LATEX.items():
         said = said.replace(latex, meant)
-    said = FRACTION.sub(r"\1/\2", said).strip().strip(EDGES.replace(".", "")).removesuffix(".")
+    said = RAISED.sub(r"^\1", FRACTION.sub(r"\1/\2", said)).strip().strip(EDGES.replace(".", "")).removesuffix(".")
     said = LEAD_IN.sub("", said, count=1) if LEAD_IN.match(said) else said
     for number, word in enumerate(WORDS):
         said = re.sub(rf"^{word}\b", str(number), said, flags=re.IGNORECASE)
@@ -91,7 +94,8 @@ def _unit(text: str) -> str | None:
             return name
         if name.removesuffix("s") in UNITS:
             return name.removesuffix("s")
-    return None if HEDGE.search(said.removesuffix("2").removesuffix("3")) or len(said.split()) > 4 else said
+    hedged = HEDGE.search(said.removesuffix("2").removesuffix("3"))
+    return None if hedged or FACTOR.search(text) or len(said.split()) > 4 else said
 
 
 def equal(gold: Quantity, said: Quantity) -> bool:

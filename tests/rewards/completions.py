@@ -378,11 +378,46 @@ section(
     ("<answer>0.035 m</answer>", "0.035 m", "=", "yes", "no-think"),
     ("<answer>$3.5\\text{ cm}$</answer>", "$3.5\\text{ cm}$", "=", "yes", "no-think"),
     ("<answer>3.5 centimeters</answer>", "3.5 centimeters", "=", "yes", "no-think"),
+    ("<answer>$3.5 \\mathrm{~cm}$</answer>", "$3.5 \\mathrm{~cm}$", "=", "yes", "no-think"),
+    ("<answer>$3.5\\;\\text{cm}$</answer>", "$3.5\\;\\text{cm}$", "=", "yes", "no-think"),
     ("<answer>3.5 mm</answer>", "3.5 mm", "=", "no", "no-think"),
     ("<answer>3.5 kg</answer>", "3.5 kg", "=", "no", "no-think"),
     ("<answer>3.6 cm</answer>", "3.6 cm", "=", "no", "no-think"),
     ("<answer>3.5 x 2 cm</answer>", "3.5 x 2 cm", "=", "no", "no-think"),
 )
+section(
+    "How long is AB?",
+    "2",
+    ("<answer>2 cm</answer>", "2 cm", "=", "yes", "no-think"),
+    ("<answer>2√3</answer>", "2√3", "=", "no", "no-think"),
+    ("<answer>2^3</answer>", "2^3", "=", "no", "no-think"),
+    ("<answer>$2^{10}$</answer>", "$2^{10}$", "=", "no", "no-think"),
+    ("<answer>2⁶</answer>", "2⁶", "=", "no", "no-think"),
+    ("<answer>2^x</answer>", "2^x", "=", "no", "no-think"),
+    ("<answer>2π</answer>", "2π", "=", "no", "no-think"),
+    ("<answer>$2\\pi$</answer>", "$2\\pi$", "=", "no", "no-think"),
+    ("<answer>2 3</answer>", "2 3", "=", "no", "no-think"),
+    ("<answer>2 million</answer>", "2 million", "=", "no", "no-think"),
+    ("<answer>2 squared</answer>", "2 squared", "=", "no", "no-think"),
+)
+section(
+    "How large is angle ABC?",
+    "145°",
+    ("<answer>$145^\\circ$</answer>", "$145^\\circ$", "=", "yes", "no-think"),
+    ("<answer>$145^{\\circ}$</answer>", "$145^{\\circ}$", "=", "yes", "no-think"),
+    ("<answer>145 degrees</answer>", "145 degrees", "=", "yes", "no-think"),
+    ("<answer>$35^{\\circ}$</answer>", "$35^{\\circ}$", "=", "no", "no-think"),
+)
+for gold in ("6 cm^2", "6cm^{2}", "6 cm²"):
+    section(
+        "How large is the area?",
+        gold,
+        ("<answer>6</answer>", "6", "=", "yes", "no-think"),
+        ("<answer>6cm²</answer>", "6cm²", "=", "yes", "no-think"),
+        ("<answer>$6\\,\\mathrm{cm}^{2}$</answer>", "$6\\,\\mathrm{cm}^{2}$", "=", "yes", "no-think"),
+        ("<answer>600 mm^{2}</answer>", "600 mm^{2}", "=", "yes", "no-think"),
+        ("<answer>6 cm^{3}</answer>", "6 cm^{3}", "=", "no", "no-think"),
+    )
 section(
     "How many cells?",
     "1,200",
