@@ -17,7 +17,11 @@ PHRASE = re.compile(
     r"(?!not\b)(?=(?P<said>\S[^\n]*))",
     re.IGNORECASE,
 )
-LETTER = re.compile(r"[\W_]*?([A-Z])(?:[)\]*:,]|\.(?=\s+[A-Z]|\W*$)|\s+(?:because|since|as|for)\b|[\W_]*$)")
+TWO_LETTERS = r"[)\]*]*\s*(?:,|/|&|or\b|and\b)\W{0,3}[A-Z]\b"  # "(C) or (D)" is no one letter
+LETTER = re.compile(
+    rf"[\W_]*?([A-Z])(?!{TWO_LETTERS})"
+    r"(?:[)\]*:,]|\.(?=\s+[A-Z]|\W*$)|\s+(?:because|since|as|for)\b|[\W_]*$)"
+)
 SENTENCE_END = re.compile(r"(?<!\b[A-Za-z])[.;](?=\s|$)")  # not the point of "E. coli"
 ALONE = re.compile(r"[\s*_`\"'$]*[(\[]?([A-Z])[)\].:]?[\s*_`\"'.$]*")
 WITH_TEXT = re.compile(r"[\s*_`\"']*[(\[]?[A-Z][)\].:]\s*\S.*")
@@ -76,6 +80,8 @@ def _said(text: str) -> str | None:
     phrases = list(PHRASE.finditer(text))
     if phrases:
         said = phrases[-1]["said"]
+        if not said.strip(": *_"):  # the answer stands below
+            said = text[phrases[-1].end("said") :].lstrip().partition("\n")[0]
         letter = LETTER.match(said)
         return letter[1] if letter else SENTENCE_END.split(said)[0].strip()
     last = text.splitlines()[-1].strip()
