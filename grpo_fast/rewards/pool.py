@@ -7,11 +7,13 @@ names and runs one job at a time; the clock of a job starts when its process tak
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -121,6 +123,9 @@ class RewardPool:
 
     def _kill(self, worker: Worker) -> None:
         self._workers.remove(worker)
+        if hasattr(os, "killpg") and worker.process.pid is not None:
+            with suppress(ProcessLookupError, PermissionError):  # it leads no group before it works
+                os.killpg(worker.process.pid, signal.SIGKILL)
         worker.process.kill()
         worker.process.join()
         worker.pipe.close()
@@ -133,6 +138,11 @@ class RewardPool:
 
 def _work(pipe: Connection, build: Build) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    # A reward may start processes of its own, as it could in a program of its own, and they end with this one.
+    multiprocessing.current_process().daemon = False
+    multiprocessing.set_start_method(None, force=True)  # pyright: ignore[reportArgumentType]  # spawn was inherited
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
     import torch
 
     torch.set_num_threads(1)

@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import time
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,26 @@ def batch(completions, **kwargs):
     while any("hang" in text for text in texts):
         pass
     return [float("nan") if text == "nan" else 1 / (text != "divide") for text in texts]
+
+def length(text):
+    return float(len(text))
+
+def by_executor(completions, **kwargs):
+    from concurrent.futures import ProcessPoolExecutor
+
+    with ProcessPoolExecutor(1) as pool:
+        return list(pool.map(length, [c[0]["content"] for c in completions]))
+
+def with_child(completions, **kwargs):
+    import multiprocessing
+    from pathlib import Path
+
+    text = completions[0][0]["content"]
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600.0 if "hang" in text else 0.0,))
+    child.start()
+    Path(text.removeprefix("hang ")).write_text(str(child.pid))
+    child.join()
+    return [float(child.exitcode == 0)]
 """
 
 
@@ -60,6 +81,28 @@ def test_trouble_in_a_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
         assert row["compute_score"].tolist() == [5.0, 2.0, 4.0]
         assert row["batch"].tolist() == [1.0, 1.0, 1.0]
     assert not [child for child in multiprocessing.active_children() if child.name == "grpo-fast reward"]
+
+
+def test_a_reward_may_start_processes_and_they_end_with_it(tmp_path: Path) -> None:
+    """As graders do that guard against formulas without an end."""
+    file, note = write(tmp_path, TROUBLE), tmp_path / "pid"
+    with RewardSet.of([f"{file}:by_executor"], workers=1) as rewards:
+        assert rewards([sample()], [("x", "xyz")])[0]["by_executor"].tolist() == [1.0, 3.0]
+    with RewardSet.of([f"{file}:with_child"], workers=1, timeout=3.0) as rewards:
+        quick, hanging = rewards([sample("a:1"), sample("b:2")], [(str(note),), (f"hang {note}",)])
+        assert quick["with_child"].tolist() == [1.0] and hanging["with_child"].tolist() == [0.0]
+        assert rewards.timeouts == {"with_child": 1}
+    ended = time.monotonic() + 10
+    while alive(int(note.read_text())):
+        assert time.monotonic() < ended
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_processes_give_the_numbers_of_this_one(tmp_path: Path) -> None:
