@@ -42,16 +42,17 @@ def columns(ask: Ask) -> dict[str, Any]:
     """What TRL would pass by keyword: prompts, completions, and each column of the data once per completion."""
     sample, count = ask.sample, len(ask.completions)
     question, meta = question_of(sample), sample.meta
+    own = meta.get("columns", {})
     known = {
         "id": sample.id,
         "answer": sample.answer,
-        "solution": sample.answer,
+        "solution": f"<answer> {sample.answer} </answer>" if "conversations" in own else sample.answer,  # as VLM-R1
         "question": question,
         "problem": question,
         "accu_reward_method": meta.get("reward_method") or "default",
         "image_path": list(meta.get("image_paths", ())),
         **{name: meta[name] for name in ("modality", "question_type") if name in meta},
-        **{name: value for name, value in meta.get("columns", {}).items() if name not in NO_COLUMNS},
+        **{name: value for name, value in own.items() if name not in NO_COLUMNS},
     }
     given: dict[str, Any] = {name: [value] * count for name, value in known.items()}
     given["images"] = ImageColumn(sample.images, count)

@@ -3,7 +3,8 @@
 The form is recognised by the signature:
 - TRL `f(prompts, completions, **columns) -> list[float | None]`, plain or async; completions are
   `[[{"role": "assistant", "content": text}]]`, every column of the data is repeated per completion, `image` and
-  `images` are opened when they are looked at; None means that the reward does not apply to this completion;
+  `images` are opened when they are looked at; `solution` is VLM-R1's, between answer tags, where the data are its
+  lines; None means that the reward does not apply to this completion;
 - EasyR1 `compute_score(reward_inputs)` of a list of dicts, or `compute_score(reward_input)` of one, returning dicts
   with `overall`; also its earlier `(predicts, ground_truths)` and `(predict, ground_truth)`;
 - MM-EUREKA `reward_func(queries, prompts, labels)`, returning a tensor or a dict with `rewards`.

@@ -72,6 +72,21 @@ def accuracy_reward(completions, solution, **kwargs):
     return rewards
 """
 
+# VLM-R1's reward of boxes reads the gold one between the tags that its loader writes around every solution
+VLM_R1_BOX_FILE = """
+import json
+import re
+
+def iou_reward(completions, solution, **kwargs):
+    contents = [completion[0]["content"] for completion in completions]
+    rewards = []
+    for content, sol in zip(contents, solution):
+        sol = json.loads(re.findall(r"<answer>(.*?)</answer>", sol, re.DOTALL)[-1].strip())
+        found = re.search(r"\\[(\\d+),\\s*(\\d+),\\s*(\\d+),\\s*(\\d+)]", content)
+        rewards.append(1.0 if found and [int(one) for one in found.groups()] == sol else 0.0)
+    return rewards
+"""
+
 EASYR1_BATCH_FILE = """
 import re
 from typing import Any

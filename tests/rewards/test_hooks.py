@@ -11,12 +11,14 @@ from rewards_lab import (
     EASYR1_ONE_FILE,
     MM_EUREKA_FILE,
     TRL_FILE,
+    VLM_R1_BOX_FILE,
     VLM_R1_FILE,
     sample,
     tagged,
     write,
 )
 
+from grpo_fast.data import open_data
 from grpo_fast.errors import BadReward, RunFailed
 from grpo_fast.rewards import RewardSet
 
@@ -50,6 +52,17 @@ def test_trl(tmp_path: Path) -> None:
 def test_vlm_r1(tmp_path: Path) -> None:
     one = sample(reward_method="mcq", image_paths=["scan.png"])
     assert reward(write(tmp_path, VLM_R1_FILE) + ":accuracy_reward", one) == [1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("gold", ["[1, 2, 3, 4]", "<answer> [1, 2, 3, 4] </answer>", [1, 2, 3, 4]])
+def test_vlm_r1_on_its_own_lines(tmp_path: Path, gold) -> None:
+    """Its loader hands each solution over between answer tags, however the line has it."""
+    turns = [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": gold}]
+    (one,) = open_data([[{"conversations": turns}]])
+    group = (tagged("[1, 2, 3, 4]"), tagged("[1, 2, 3, 5]"))
+    assert reward(write(tmp_path, VLM_R1_BOX_FILE) + ":iou_reward", one, group) == [1.0, 0.0]
+    (own,) = open_data([[{"conversations": turns, "solution": "<answer>[1, 2, 3, 5]</answer>"}]])
+    assert reward(write(tmp_path, VLM_R1_BOX_FILE) + ":iou_reward", own, group) == [0.0, 1.0]
 
 
 def test_none_means_not_applicable(tmp_path: Path) -> None:
