@@ -47,6 +47,14 @@ def test_every_part_fits_one_call_of_ten_minutes(bench: Any) -> None:
     assert {one.step for one in bench("gpu_verdict").thresholds()} <= set(names)
 
 
+def test_a_step_is_read_before_the_package_is_found(bench: Any) -> None:
+    """A GPU machine has the checkout alone: `import_package` makes it importable, which a step calls once it runs."""
+    programs = sorted({step.program for steps in bench("gpu_plan").STEPS.values() for step in steps})
+    told = f"import sys, {', '.join(programs)}; print('grpo_fast' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", told], cwd=BENCHMARKS, capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stdout + done.stderr
+
+
 def test_what_a_step_leaves_over_goes_to_the_next(bench: Any) -> None:
     plan = bench("gpu_plan")
     first, second, third = (plan.Step(name, "p", "t", 10, "") for name in "abc")
