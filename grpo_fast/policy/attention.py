@@ -73,8 +73,8 @@ def _refusal(name: str, device: str, dtype: torch.dtype, head_dim: int) -> str |
     if name == "varlen":
         if importlib.util.find_spec("torch.nn.attention.varlen") is None:
             return "this torch has no torch.nn.attention.varlen"
-        if "enable_gqa" not in _varlen_parameters():
-            return "torch.nn.attention.varlen of this torch has no grouped-query attention (2.11 has)"
+        if not {"scale", "window_size"} <= _varlen_parameters():
+            return "torch.nn.attention.varlen of this torch takes no scale or no window (2.11 takes both)"
         if torch.cuda.get_device_capability() < (8, 0):
             return "needs compute capability 8.0"
     elif importlib.util.find_spec(name) is None:
@@ -84,6 +84,7 @@ def _refusal(name: str, device: str, dtype: torch.dtype, head_dim: int) -> str |
     return None
 
 
+@lru_cache
 def _varlen_parameters() -> frozenset[str]:
     from torch.nn.attention.varlen import varlen_attn
 
@@ -102,10 +103,9 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) 
     from torch.nn.attention.varlen import varlen_attn
 
     window = (-1, 0) if plan.causal else (-1, -1)
-    gqa = q.shape[1] != k.shape[1]
-    out = varlen_attn(
-        q, k, v, plan.cu_q, plan.cu_k, plan.max_q, plan.max_k, scale=scale, window_size=window, enable_gqa=gqa
-    )
+    # torch 2.11 has no such argument, and takes fewer key heads without
+    gqa: dict[str, Any] = {"enable_gqa": q.shape[1] != k.shape[1]} if "enable_gqa" in _varlen_parameters() else {}
+    out = varlen_attn(q, k, v, plan.cu_q, plan.cu_k, plan.max_q, plan.max_k, scale=scale, window_size=window, **gqa)
     return out if isinstance(out, Tensor) else out[0]
 
 

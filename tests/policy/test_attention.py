@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from grpo_fast.policy import plan
+from grpo_fast.policy import attention, plan
 from grpo_fast.policy.attention import BACKENDS, AttentionBackendError, choose_attention, segment_attention
 from grpo_fast.types import AttentionPlan, RowGather
 
@@ -63,6 +63,59 @@ def test_windows_without_gather_or_mask():
     truth = results(lambda q, k, v: written_out(q, k, v, made), tensors, tensors[0])
     for mine, exact in zip(ours, truth, strict=True):
         assert (mine - exact).abs().max() < 1e-12
+
+
+class Torch210:
+    @staticmethod
+    def varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, is_causal=False, return_aux=None):
+        raise AssertionError("not to be called")
+
+
+class Torch211:
+    @staticmethod
+    def varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)):
+        return torch.tensor([k.shape[1], scale, *window_size])
+
+
+class Torch212:
+    @staticmethod
+    def varlen_attn(
+        q, k, v, cu_q, cu_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1), enable_gqa=False
+    ):
+        assert enable_gqa == (q.shape[1] != k.shape[1])
+        return torch.tensor([k.shape[1], scale, *window_size])
+
+
+@pytest.fixture
+def varlen_of(monkeypatch):
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+
+    def patched(function):
+        monkeypatch.setattr(varlen, "varlen_attn", function)
+        choose_attention.cache_clear()
+        attention._varlen_parameters.cache_clear()
+
+    yield patched
+    choose_attention.cache_clear()
+    attention._varlen_parameters.cache_clear()
+
+
+@pytest.mark.parametrize("version", [Torch211, Torch212])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_varlen_serves_grouped_queries_in_every_torch_that_has_it(version, kv_heads, varlen_of):
+    varlen_of(version.varlen_attn)
+    assert choose_attention("varlen", "cuda", torch.bfloat16, 64) == "varlen"
+    made, (q, k, v), _ = case([7], [3, 4], [2], 4, kv_heads)
+    assert attention._varlen(q, k, v, made, 0.5).tolist() == [kv_heads, 0.5, -1, 0]
+    made = plan.plan_of(np.array([9]), np.array([9]), causal=False)
+    assert attention._varlen(q, k, v, made, 0.5).tolist() == [kv_heads, 0.5, -1, -1]
+
+
+def test_varlen_without_a_scale_is_refused(varlen_of):
+    varlen_of(Torch210.varlen_attn)
+    with pytest.raises(AttentionBackendError, match="scale"):
+        choose_attention("varlen", "cuda", torch.bfloat16, 64)
 
 
 @pytest.mark.gpu
