@@ -74,18 +74,20 @@ def entries(arch: int) -> Iterator[Entry]:
     table = launch.TABLES[arch]
     alignments = ((True, "aligned"), (False, "unaligned"))
 
-    tilings = [("", table.store, table.sums)]
+    tilings = [("", table.store, table.sums, table.descriptors)]
     if table.plain:
-        tilings.append(("plain ", *table.plain))
-    for name, store, sums in tilings:
+        tilings.append(("plain ", *table.plain, table.descriptors))
+    if table.descriptors:
+        tilings.append(("by pointers ", table.product(True, False), table.product(False, False), False))
+    for name, store, sums, descriptors in tilings:
         for what, gemm in (("store", store), ("sums", sums), ("entropy", sums)):
             constants = {
-                "BM": gemm.bm, "BN": gemm.bn, "BK": gemm.bk, "GROUP": gemm.group, "DESCRIPTORS": table.descriptors,
+                "BM": gemm.bm, "BN": gemm.bn, "BK": gemm.bk, "GROUP": gemm.group, "DESCRIPTORS": descriptors,
                 "SPECIALISED": gemm.specialised, "STORE": what == "store", "ENTROPY": what == "entropy",
             }  # fmt: skip
             yield Entry(
                 arch, "shifted_exp", "_gemm_exp_kernel", f"{name}{what}", constants, gemm.warps, gemm.stages,
-                gemm=True, specialised=gemm.specialised, descriptors=table.descriptors,
+                gemm=True, specialised=gemm.specialised, descriptors=descriptors,
             )  # fmt: skip
 
     for expected in (False, True):

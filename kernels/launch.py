@@ -43,10 +43,17 @@ class Launch:
     descriptors: bool  # TMA
     store: Gemm  # writes E
     sums: Gemm  # row sums only, with or without the entropy
-    plain: tuple[Gemm, Gemm] | None = None  # unspecialised (store, sums), to compare against
+    plain: tuple[Gemm, Gemm] | None = None  # unspecialised (store, sums): for pointers, and to compare against
     cuda: bool = False  # GEMM 1 from csrc/, where it was built: where measured to be faster than store and sums
     row_block: int = 8192
     row_warps: int = 16
+
+    def product(self, store: bool, descriptors: bool) -> Gemm:
+        """Triton specialises warps on loads by descriptor alone: by pointer its compiler fails."""
+        pair = self.store, self.sums
+        if not descriptors and self.store.specialised and self.plain is not None:
+            pair = self.plain
+        return pair[0] if store else pair[1]
 
 
 _KB = 1024

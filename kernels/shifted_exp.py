@@ -224,8 +224,10 @@ def shifted_exp(
         raise ValueError(f"shifted_exp: y must be int64, got {y.dtype}")
 
     table, programs = launch_for(device)
-    gemm = tiles or (table.store if store else table.sums)
     by_descriptor = table.descriptors if descriptors is None else descriptors
+    gemm = tiles or table.product(store, by_descriptor)
+    if gemm.specialised and not by_descriptor:
+        raise ValueError("shifted_exp: specialised tiles need descriptors")
     if cuda is None:
         cuda = table.cuda and tiles is None and why_unavailable(device) is None
     columns = COLUMNS if cuda else gemm.bn

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from grpo_fast.kernels.launch import INTERPRETED, TABLES, launch_for, table_for
+from grpo_fast.kernels.shifted_exp import shifted_exp
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,17 @@ def test_store_and_sums_share_what_decides_the_bits() -> None:
         for store, sums in ((table.store, table.sums), *([table.plain] if table.plain else [])):
             assert (store.bm, store.bn, store.bk, store.warps) == (sums.bm, sums.bn, sums.bk, sums.warps)
             assert store.specialised == sums.specialised
+
+
+def test_products_by_pointer_are_not_specialised(device: torch.device) -> None:
+    for table in TABLES.values():
+        store, sums = (table.product(what, descriptors=False) for what in (True, False))
+        assert not store.specialised and not sums.specialised
+        assert (store.bm, store.bn, store.bk, store.warps) == (sums.bm, sums.bn, sums.bk, sums.warps)
+        assert (table.product(True, True), table.product(False, True)) == (table.store, table.sums)
+    x, y = torch.zeros(2, 8, device=device).bfloat16(), torch.zeros(2, dtype=torch.int64, device=device)
+    with pytest.raises(ValueError, match="descriptors"):
+        shifted_exp(x, x, y, 1.0, tiles=TABLES[90].store, descriptors=False)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter takes CPU tensors")
