@@ -52,7 +52,7 @@ def prefill(
     plan = plan_of(segments, segments)
     plan = AttentionPlan(plan.cu_q.to(device), plan.cu_k.to(device), plan.host_q, plan.host_k, plan.max_q, plan.max_k)
     hidden = run_layers(language_model, embeds, positions, PrefillStep(plan, caches, backend), **extra)
-    last = torch.tensor(plan.host_q[1 : len(prompts) + 1], device=device) - 1
+    last = torch.tensor(plan.host_q[1 : len(prompts) + 1]).to(device, non_blocking=True) - 1
     return hidden[last]
 
 

@@ -144,7 +144,7 @@ class Rollout:
         for group in self.running:
             groups.append(GroupRows(group.cache, slice(start, start + len(group.slots)), group.length - 1))
             start += len(group.slots)
-        ids, positions = pad_rows(inputs.T).T.to(self.pool.shape.device)
+        ids, positions = pad_rows(inputs.T).T.to(self.pool.shape.device, non_blocking=True)
         language_model = self.core.language_model
         step = FusedStep(self.pool, groups, len(ids)) if self.fused else GroupedStep(groups)
         hidden = run_layers(language_model, language_model.embed_tokens(ids), positions.expand(3, -1), step)
@@ -154,10 +154,10 @@ class Rollout:
         """The next token of every running completion of `groups`, `draws` from each row of [N, H] hidden states."""
         ids = self._rows(groups)
         places = self.lengths[ids]
-        uniform = torch.from_numpy(uniforms(self.keys[ids], places)).view(-1, draws).to(hidden.device)
-        seen = None
+        uniform = torch.from_numpy(uniforms(self.keys[ids], places)).view(-1, draws)
+        uniform, seen = uniform.to(hidden.device, non_blocking=True), None
         if self.seen is not None:
-            rows = torch.from_numpy(ids).to(hidden.device)
+            rows = torch.from_numpy(ids).to(hidden.device, non_blocking=True)
             seen = self.seen[rows[::draws]]
         drawn, logps = self._draw(hidden, uniform, seen)
         if self.seen is not None:

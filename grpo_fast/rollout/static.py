@@ -123,10 +123,10 @@ class StaticDecoder:
         fresh.ids[rows], fresh.positions[rows] = ids, positions
         fresh.prompt[slots], fresh.place[slots] = torch.tensor(lengths), torch.tensor(places)
         for mine, its in zip(inputs.tensors(), fresh.tensors(), strict=True):
-            mine.copy_(its)
+            mine.copy_(its, non_blocking=True)
         if (groups, own) not in self.steps:  # after the inputs: preparing runs the step, and so writes to the cache
             self.steps[groups, own] = self._prepare(inputs, groups, own)
-        return self.steps[groups, own]()[rows.to(inputs.ids.device)]
+        return self.steps[groups, own]()[rows.to(inputs.ids.device, non_blocking=True)]
 
     def _empty(self, groups: int) -> Inputs:
         """What no running group fills: prompts without tokens, and completions at their first."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
+from typing import Any
+
 import pytest
 import torch
 import torch._dynamo.testing
@@ -9,6 +13,7 @@ import transformers
 from policy_lab import VOCAB, picture, prompt, tiny_model
 from rollout_lab import ROW_BYTES, mixed_prompts
 from tokenizers import Tokenizer, decoders, models
+from torch.overrides import TorchFunctionMode
 
 from grpo_fast.errors import BadSampling, Diverged, PromptMismatch, PromptTooLong
 from grpo_fast.policy import GRPOPolicy
@@ -92,6 +97,36 @@ def test_finished_completions_leave_the_batch(model) -> None:
             stops = [int(token) in params.stop_tokens for token in completion]
             assert not any(stops[:-1]) and stops[-1] == finished
             assert finished or len(completion) == 30
+
+
+class Waits(TorchFunctionMode):
+    """Which functions of a rollout would wait for a GPU, and how often: at copies that block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        moved = func is torch.Tensor.to and any(isinstance(x, torch.device) for x in (*args, *kwargs.values()))
+        waits = (moved or func is torch.Tensor.copy_) and not kwargs.get("non_blocking")
+        waits |= func in (torch.Tensor.cpu, torch.Tensor.item, torch.Tensor.tolist)
+        frame = sys._getframe(1)
+        if waits and frame.f_code.co_filename.endswith(("rollout/schedule.py", "rollout/static.py")):
+            self.found[frame.f_code.co_name] += 1
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("static_shapes", [False, True])
+def test_a_decoding_step_waits_once(model, static_shapes: bool) -> None:
+    """A copy that blocks behind the model's layers would leave the GPU idle until the next launches."""
+    engine = Engine(model, static_shapes=static_shapes)
+    prompts, params = mixed_prompts(model, 3), SamplingParams(max_tokens=6, stop_tokens=())
+    engine.generate(prompts, 2, params)
+    with Waits() as waits:
+        engine.generate(prompts, 2, params)
+    steps = {name: count for name, count in waits.found.items() if name in ("_sample", "_eager", "hidden")}
+    assert steps == {"_sample": engine.stats.decode_steps + 1}  # and after the prefill
 
 
 def test_prompts_enter_as_room_frees(model) -> None:
