@@ -11,13 +11,12 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from cases import EPSILON, Case, Inputs, make_inputs
-from gpu_child import Absent, Job, main
+from gpu_child import Absent, Job, main, needs_modules
 from gpu_exact import gradients, shape_of
 from measure import ROOT, commit, interleave, machine, versions
 from peak import peak_cuda
@@ -54,27 +53,40 @@ def environment(job: Job) -> None:
 def tests(job: Job) -> None:
     """pytest with what follows, dealt to several processes: kernels are compiled as they are met, each on one core.
 
-    A run in which every test is skipped shows nothing, and fails.
+    What is skipped throughout shows nothing, and fails; so does a file that cannot be read, beside the others.
     """
+    needs_modules("pytest", "hypothesis")
     # without the settings that need pytest-xdist
-    pytest = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-o", "addopts=--import-mode=importlib"]
-    found = subprocess.run([*pytest, "--collect-only", *job.arguments], cwd=ROOT, capture_output=True, text=True)
-    names = [line for line in found.stdout.splitlines() if "::" in line]
-    if found.returncode or not names:
+    pytest = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-o", "addopts=--import-mode=importlib"]
+    found = subprocess.run([*pytest, "-qq", "--collect-only", *job.arguments], cwd=ROOT, capture_output=True, text=True)
+    names = [line for line in found.stdout.splitlines() if "::" in line and not line.startswith("ERROR")]
+    if not names:
         raise RuntimeError(f"no tests collected:\n{found.stdout[-4000:]}{found.stderr[-2000:]}")
+    if found.returncode:
+        print(found.stdout[-4000:], found.stderr[-2000:])
     size = -(-len(names) // min(TEST_PROCESSES, os.cpu_count() or 1))
     shares = [names[at : at + size] for at in range(0, len(names), size)]
     with ThreadPoolExecutor(len(shares)) as pool:
-        run = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
-        done = list(pool.map(run, ([*pytest, *share] for share in shares)))
+        done = list(pool.map(_told, ([*pytest, *share] for share in shares)))
     counted: Counter[str] = Counter()
-    for one in done:
-        print(one.stdout[-8000:], one.stderr[-2000:])
-        for number, word in re.findall(r"(\d+) (passed|failed|skipped|error)", one.stdout.splitlines()[-1]):
+    for _, last in done:
+        for number, word in re.findall(r"(\d+) (passed|failed|skipped|error)", last):
             counted[word] += int(number)
     job.row(tests=" ".join(job.arguments), **counted)
-    job.check("processes with a test that failed", float(sum(one.returncode != 0 for one in done)), 0.0)
+    job.check("pytest's exit code where it collects the tests", float(found.returncode), 0.0)
+    job.check("processes with a test that failed", float(sum(code != 0 for code, _ in done)), 0.0)
     job.check("tests passed, at least one", -float(counted["passed"]), -1.0)
+
+
+def _told(command: list[str]) -> tuple[int, str]:
+    """Exit code and last line; every line is shown as it comes, so that a test that hangs is the next one."""
+    last = ""
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert child.stdout is not None
+    with child:
+        for last in child.stdout:
+            print(last, end="", flush=True)
+    return child.returncode, last
 
 
 Call = Callable[[], torch.Tensor]

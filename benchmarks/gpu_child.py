@@ -6,6 +6,7 @@ A line is written and flushed before the next is measured, so that a crash loses
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import sys
@@ -44,6 +45,12 @@ class Job:
     def needs_cuda(self) -> None:
         if self.device != "cuda":
             raise Absent("needs a CUDA device")
+
+
+def needs_modules(*names: str) -> None:
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise Absent(f"{', '.join(missing)} not installed")
 
 
 def main(tasks: Mapping[str, Callable[[Job], None]]) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from cases import Case
-from gpu_child import Absent, Job, main
+from gpu_child import Absent, Job, main, needs_modules
 from gpu_exact import shape_of
 from gpu_plan import HEADS
 from gpu_traces import traced
@@ -54,6 +54,7 @@ def loss_sizes(job: Job) -> None:
 
 
 def step_trl(job: Job) -> None:
+    needs_modules("trl", "datasets")
     from step_sides import FULL_2B, QUICK, fresh
     from step_trl import beside_trl
 
@@ -150,6 +151,7 @@ def traced_steps(job: Job, name: str, first: int, count: int) -> Callable[[Any],
 
 
 def train(job: Job) -> None:
+    needs_modules("trl", "datasets")
     quick = ["--quick"] if job.tiny else ["--prompts", "1", "--rounds", "1"]
     command = [sys.executable, "benchmarks/throughput.py", "train", "--json", "--device", job.device, *quick]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

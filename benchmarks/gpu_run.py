@@ -21,6 +21,7 @@ from gpu_plan import Step, limit_of
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 LEAST_SECONDS = 5  # below that a step is not worth starting
+ANSWER_SECONDS = 15  # for nvidia-smi to answer, and for a killed process to go: a driver that hangs holds both
 _TAIL = 1500  # characters of a step's output in its record; session.log has all of it
 _SMI = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.draw", "power.limit",
         "temperature.gpu")  # fmt: skip
@@ -31,7 +32,10 @@ def gpu_state() -> dict[str, str] | None:
     if shutil.which("nvidia-smi") is None:
         return None
     query = ["nvidia-smi", f"--query-gpu={','.join(_SMI)}", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=ANSWER_SECONDS)
+    except subprocess.TimeoutExpired:
+        return None
     if answer.returncode != 0 or not answer.stdout.strip():
         return None
     return dict(zip(_SMI, (value.strip() for value in answer.stdout.splitlines()[0].split(",")), strict=False))
@@ -89,6 +93,7 @@ def run_step(step: Step, out: Path, limit: float, child_flags: Sequence[str] = (
         record["reason"] = found[-1]["absent"] if found else ""
     elif status == "failed":
         record["reason"] = f"killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with {code}"
+    if status in ("timeout", "failed"):
         record["output"] = log.read_bytes()[begin:].decode(errors="replace")[-_TAIL:]
     if state := gpu_state():
         record["gpu_state"] = state
@@ -99,7 +104,8 @@ def _end_session(child: subprocess.Popen[bytes]) -> None:
     """What the step started goes with it: the step leads its own process group."""
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(ANSWER_SECONDS)
 
 
 def _loads(line: str) -> dict[str, Any]:

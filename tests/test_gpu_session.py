@@ -5,7 +5,7 @@ Records in here are made up, and marked so: nothing in this file was measured.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -97,6 +97,7 @@ if task == "half":
 if task == "hang":
     rows.write('{"child": %d}\\n' % subprocess.Popen(["sleep", "60"]).pid)
     rows.flush()
+    print("the last word", flush=True)
     time.sleep(60)
 """
 
@@ -118,9 +119,28 @@ def test_a_step_that_crashes_or_hangs_loses_nothing_of_the_others(
     assert all(record["rows"][0] == {"before": 1} for record in records)
     assert "SIGSEGV" in found["crash"]["reason"]
     assert found["half"]["rows"][1] == {"broken": '{"after'} and "told in the log" in found["half"]["output"]
-    assert found["hang"]["seconds"] < 30
+    assert found["hang"]["seconds"] < 30 and "the last word" in found["hang"]["output"]
     assert not alive(found["hang"]["rows"][1]["child"])  # what the step started went with it
     assert run.read_records(tmp_path / "steps.jsonl") == records
+
+
+def test_a_driver_that_hangs_costs_seconds(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = bench("gpu_run")
+    monkeypatch.setattr(run, "ANSWER_SECONDS", 0.2)
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 30\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    start = time.monotonic()
+    assert run.gpu_state() is None
+
+    class Stuck:  # in the kernel, where no signal reaches it
+        pid = subprocess.Popen(["true"], start_new_session=True).pid
+
+        def wait(self, timeout: float) -> int:
+            raise subprocess.TimeoutExpired("stuck", timeout)
+
+    run._end_session(Stuck())
+    assert time.monotonic() - start < 20
 
 
 def test_how_a_task_ends(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,6 +324,33 @@ def test_tests_are_dealt_to_processes(bench: Any, tmp_path: Path, monkeypatch: p
         checks.tests(job)
     row = json.loads((tmp_path / "rows").read_text().splitlines()[0])
     assert (row["passed"], row["skipped"]) == (1, 1) and not job.failed  # each in a process of its own
+
+
+def test_a_test_file_that_cannot_be_read_costs_itself(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = bench("gpu_checks")
+    monkeypatch.setattr(checks, "ROOT", tmp_path)
+    (tmp_path / "test_good.py").write_text("def test_one():\n    pass\n")
+    (tmp_path / "test_lacking.py").write_text("import nobody_has_this\n\n\ndef test_two():\n    pass\n")
+    with (tmp_path / "rows").open("w") as out:
+        job = bench("gpu_child").Job("cpu", True, ["test_good.py", "test_lacking.py"], out)
+        checks.tests(job)
+    row = json.loads((tmp_path / "rows").read_text().splitlines()[0])
+    assert row["passed"] == 1 and job.failed == ["pytest's exit code where it collects the tests"]
+
+
+@pytest.mark.parametrize(
+    ("program", "task", "lacking"),
+    [("gpu_checks", "tests", "hypothesis"), ("gpu_measure", "step_trl", "trl"), ("gpu_measure", "train", "datasets")],
+)
+def test_what_is_not_installed_is_absent_by_name(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, task: str, lacking: str
+) -> None:
+    child, find = bench("gpu_child"), importlib.util.find_spec
+    monkeypatch.setattr(child.importlib.util, "find_spec", lambda name: None if name == lacking else find(name))
+    with (tmp_path / "rows").open("w") as out, pytest.raises(child.Absent, match=f"{lacking} not installed"):
+        bench(program).TASKS[task](child.Job("cpu", True, [], out))
 
 
 # what a step shows on a CPU is that it runs and how it ends; times of so small a shape mean nothing
