@@ -33,7 +33,7 @@ HEAVIEST = {
     "_advantages_kernel": ("batch",),
     "_gather_kernel": ("fp32 unaligned",),
     "_gather_backward_kernel": ("fp32 unaligned",),
-    "_block_sums_kernel": ("unaligned",),
+    "_block_sums_kernel": ("aligned", "unaligned"),
     "_draw_kernel": ("unaligned",),
     "_prompt_kernel": ("bf16, 7 heads, 8 shares",),
     "_own_kernel": ("bf16, 7 heads, 8 shares",),

@@ -51,6 +51,7 @@ class Binary:
     hmma: int
     utcmma: int
     tma_loads: int
+    wide_loads: int  # of 16 bytes a thread
     setmaxnreg: int
     scratch: int
     violations: tuple[str, ...]
@@ -88,6 +89,7 @@ def compile_entry(entry: Entry) -> Binary:
         "registers": registers, "shared": compiled.metadata.shared, "stack": stack,
         "spills": count(r"\b(?:LDL|STL)\b"), "hgmma": count(r"\bHGMMA\b"), "hmma": count(r"\bHMMA\b"),
         "utcmma": count(r"\bUTC\w*MMA\b"), "tma_loads": count(r"\bUTMALDG\b"),
+        "wide_loads": len(re.findall(r"\bld\.global\S*\.(?:v4\.[bfu]32|v2\.[bfu]64)", compiled.asm["ptx"])),
         "setmaxnreg": len(re.findall(r"setmaxnreg", compiled.asm["ptx"])),
         "scratch": compiled.metadata.global_scratch_size,
     }  # fmt: skip
@@ -117,7 +119,7 @@ def cuda_binaries(nvcc: str) -> Iterator[Binary]:
         figures = {
             "registers": registers, "shared": 0, "stack": stack, "spills": counts["LDL"] + counts["STL"],
             "hgmma": counts["HGMMA"], "hmma": counts["HMMA"], "utcmma": 0, "tma_loads": counts["UTMALDG"],
-            "setmaxnreg": counts["USETMAXREG"], "scratch": 0,
+            "wide_loads": 0, "setmaxnreg": counts["USETMAXREG"], "scratch": 0,
         }  # fmt: skip
         entry = Entry(90, "", "head_gemm (csrc)", variant, {}, 12, 4, gemm=True, specialised=True, descriptors=True)
         violations = tuple(_violations(entry, 0, figures))

@@ -34,7 +34,7 @@ def _relative(tops, high):
     return tl.where(tops == float("-inf"), 0.0, tl.exp2(tops - high))
 
 
-@triton.jit(do_not_specialize=["V", "blocks", "scale"])
+@triton.jit(do_not_specialize=["blocks", "scale"])
 def _block_sums_kernel(
     z,  # [N, V] fp32, row stride `stride`
     allowed,  # [V] int8

@@ -67,6 +67,12 @@ def test_hopper_products_are_specialised_and_fed_by_tma(binaries: list[dict[str,
         assert (b["setmaxnreg"] > 0) == (not by_pointers and not b["variant"].startswith("plain"))
 
 
+def test_logits_are_drawn_from_by_wide_loads(binaries: list[dict[str, Any]]) -> None:
+    """Where a vocabulary is a multiple of 16, which Triton must know: the mask decides how wide a load may be."""
+    found = {(b["arch"], b["variant"]): b["wide_loads"] for b in binaries if b["kernel"] == "block_sums_kernel"}
+    assert all((found[arch, "aligned"] > 0) and not found[arch, "unaligned"] for arch in ARCHS)
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_the_product_in_cuda_is_fed_by_tma_and_takes_turns_with_registers(binaries: list[dict[str, Any]]) -> None:
     products = {b["variant"]: b for b in binaries if b["kernel"] == IN_CUDA}
@@ -120,8 +126,8 @@ def test_check_ends_with_1_on_a_violation(monkeypatch: pytest.MonkeyPatch, tmp_p
         report = importlib.util.module_from_spec(spec)
         patch.setitem(sys.modules, "aot_report", report)
         spec.loader.exec_module(report)
-    good = report.Binary(90, "k", "v", 4, 3, 100, 0, 0, 0, 1, 0, 0, 1, 0, 0, ())
-    bad = report.Binary(90, "k", "v", 4, 3, 255, 0, 8, 2, 1, 0, 0, 1, 0, 0, ("8 bytes of stack",))
+    good = report.Binary(90, "k", "v", 4, 3, 100, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, ())
+    bad = report.Binary(90, "k", "v", 4, 3, 255, 0, 8, 2, 1, 0, 0, 1, 0, 0, 0, ("8 bytes of stack",))
     for binaries, status in (([good], 0), ([good, bad], 1)):
         monkeypatch.setattr(report, "compile_all", lambda *_, found=binaries: found)
         monkeypatch.setattr(sys, "argv", ["aot_report", "--check", "--output", str(tmp_path / "aot.md")])
