@@ -13,7 +13,7 @@ POINTERS = {
     **{"allowed": "*i8", "uniform": "*fp64", "tokens": "*i64"},
 }
 INTEGERS = frozenset(
-    {"n", "N", "V", "K8", "rows", "blocks", "draws", "tiles", "width", "width_blocks"}
+    {"n", "N", "V", "K8", "rows", "blocks", "draws", "tiles", "width", "width_blocks", "write"}
     | {"stride", "h_stride8", "w_stride8", "e_stride8"}
 )
 FLOATS = frozenset(
@@ -111,10 +111,10 @@ def entries(arch: int) -> Iterator[Entry]:
     for softcap, (aligned, word) in itertools.product((False, True), alignments):
         cap = "softcap " if softcap else ""
         constants = {"SOFTCAP": softcap, "BLOCK": table.row_block}
-        for out, write in (("fp32", False), ("fp32", True), ("bf16", True)):
+        for out in ("fp32", "bf16"):
             yield Entry(
-                arch, "rows", "_exp_rows_kernel", f"{cap}{out if write else 'stats'} {word}",
-                {**constants, "WRITE": write}, table.row_warps, dtypes={"out": f"*{out}"}, aligned=aligned,
+                arch, "rows", "_exp_rows_kernel", f"{cap}{out} {word}", constants, table.row_warps,
+                dtypes={"out": f"*{out}"}, aligned=aligned,
             )  # fmt: skip
         for out in ("fp32", "bf16", "fp16"):
             yield Entry(

@@ -2,6 +2,9 @@
 
 One program per row, looped over blocks and persistent over the SMs, so that the rows in flight stay in L2 for the
 second read. The target is left out of the running sums: `s - e_y` keeps the exact gradient of a confident token.
+
+Bits: the width of the stores decides which lanes a thread holds, and so the order of the sums. Whether rows are written
+is therefore a run-time value: scoring alone and scoring with gradients are one binary, with the same log-probs.
 """
 
 # A jit function is typed as the Python it is written in: pyright knows neither launches nor constexpr.
@@ -19,7 +22,7 @@ from grpo_fast.kernels.numerics import expm1, log1p, tanh_and_slope
 from grpo_fast.rowstats import RowStats
 
 _LOWEST = tl.constexpr(-1e38)  # finite, so that no difference of two of them is NaN
-_RUNTIME = ["n", "V", "y", "logp", "entropy", "m", "s", "inv_temp", "softcap"]
+_RUNTIME = ["n", "y", "logp", "entropy", "m", "s", "inv_temp", "softcap"]
 
 
 @triton.jit
@@ -34,10 +37,10 @@ def _scaled(z, inv_temp, softcap, SOFTCAP: tl.constexpr):
     return x, slope
 
 
-@triton.jit(do_not_specialize=_RUNTIME)
+@triton.jit(do_not_specialize=[*_RUNTIME, "write"])
 def _exp_rows_kernel(
     z,  # [n, V] fp32, row stride z_stride
-    out,  # [n, V], row stride out_stride; may be z
+    out,  # [n, V], row stride out_stride; may be z; of its type alone without `write`
     y,  # [n] int64
     logp,  # [n] fp32, as entropy, m and s
     entropy,
@@ -49,8 +52,8 @@ def _exp_rows_kernel(
     out_stride,
     inv_temp,
     softcap,
+    write,  # 0: only the statistics
     SOFTCAP: tl.constexpr,
-    WRITE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     lanes = tl.arange(0, BLOCK)
@@ -91,7 +94,7 @@ def _exp_rows_kernel(
             tl.store(entropy + row, log_s - row_t / row_s)
             tl.store(m + row, row_m)
             tl.store(s + row, row_s)
-            if WRITE:
+            if write != 0:
                 for start in range(0, V, BLOCK):
                     cols = start + lanes
                     raw = tl.load(row_in + cols, mask=cols < V, other=0.0)
@@ -103,7 +106,7 @@ def _exp_rows_kernel(
             tl.store(entropy + row, 0.0)
             tl.store(m + row, 0.0)
             tl.store(s + row, 1.0)
-            if WRITE:
+            if write != 0:
                 for start in range(0, V, BLOCK):
                     cols = start + lanes
                     tl.store(row_out + cols, tl.zeros([BLOCK], out.dtype.element_ty), mask=cols < V)
@@ -165,9 +168,10 @@ def exp_rows(z: Tensor, y: Tensor, inv_temp: float, softcap: float, out: Tensor 
     return _exp(z, y, inv_temp, softcap, out, write=True)
 
 
-def stats_rows(z: Tensor, y: Tensor, inv_temp: float, softcap: float) -> RowStats:
-    """The statistics alone; z is left as it was."""
-    return _exp(z, y, inv_temp, softcap, _check(z, y, None), write=False)
+def stats_rows(z: Tensor, y: Tensor, inv_temp: float, softcap: float, dtype: torch.dtype = torch.float32) -> RowStats:
+    """The statistics alone, to the bit those that exp_rows has where it writes `dtype`; z is left as it was."""
+    _check(z, y, None)
+    return _exp(z, y, inv_temp, softcap, z if dtype == z.dtype else z.new_empty(1, dtype=dtype), write=False)
 
 
 def grad_rows(
@@ -203,10 +207,11 @@ def _exp(z: Tensor, y: Tensor, inv_temp: float, softcap: float, out: Tensor, wri
     if n == 0:
         return stats
     table, programs = launch_for(z.device)
+    stride = out.stride(0) if write else z.stride(0)
     with on(z.device):
         _exp_rows_kernel[(min(n, programs),)](
-            z, out, y.contiguous(), *stats, n, V, z.stride(0), out.stride(0), inv_temp, softcap,
-            SOFTCAP=softcap != 0.0, WRITE=write, BLOCK=table.row_block, num_warps=table.row_warps, **FUSED,
+            z, out, y.contiguous(), *stats, n, V, z.stride(0), stride, inv_temp, softcap, int(write),
+            SOFTCAP=softcap != 0.0, BLOCK=table.row_block, num_warps=table.row_warps, **FUSED,
         )  # fmt: skip
     return stats
 

@@ -67,10 +67,15 @@ def test_hopper_products_are_specialised_and_fed_by_tma(binaries: list[dict[str,
         assert (b["setmaxnreg"] > 0) == (not by_pointers and not b["variant"].startswith("plain"))
 
 
-def test_logits_are_drawn_from_by_wide_loads(binaries: list[dict[str, Any]]) -> None:
+def test_rows_of_logits_are_read_by_wide_loads(binaries: list[dict[str, Any]]) -> None:
     """Where a vocabulary is a multiple of 16, which Triton must know: the mask decides how wide a load may be."""
-    found = {(b["arch"], b["variant"]): b["wide_loads"] for b in binaries if b["kernel"] == "block_sums_kernel"}
-    assert all((found[arch, "aligned"] > 0) and not found[arch, "unaligned"] for arch in ARCHS)
+    for kernel in ("block_sums_kernel", "exp_rows_kernel", "grad_rows_kernel"):
+        found = [
+            b
+            for b in binaries
+            if b["kernel"] == kernel and b["variant"].endswith(" aligned") | (b["variant"] == "aligned")
+        ]
+        assert {b["arch"] for b in found} == set(ARCHS) and all(b["wide_loads"] > 0 for b in found)
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")

@@ -167,7 +167,7 @@ class Head:
         """GEMM 1 without a trace: for scoring alone. `expected` log-probs, where known, steer the exponent's range."""
         if self._shifted is not None:
             return self._shifted_exp(self._shifted, hidden, targets, expected, store=False)[1]
-        return stats_rows(self.logits(hidden), targets, self.inv_temp, self.weights.softcap, self.backend)
+        return self._stats_rows(self.logits(hidden), targets)
 
     def score(
         self, hidden: Tensor, targets: Tensor, expected: Tensor | None = None, raw: bool = False, unit: bool = True,
@@ -186,7 +186,7 @@ class Head:
             return Chunk(rows, stats, targets, unit_hidden)
         z = self.logits(hidden)
         if raw:
-            return Chunk(z, stats_rows(z, targets, self.inv_temp, self.weights.softcap, self.backend), targets)
+            return Chunk(z, self._stats_rows(z, targets), targets)
         out = self._row_buffer(z)
         stats = exp_rows(z, targets, self.inv_temp, self.weights.softcap, self.backend, out=out)
         rows = z if out is None else out
@@ -201,6 +201,9 @@ class Head:
             hidden = hidden.clone(memory_format=torch.contiguous_format)
         self.flop += 2 * len(hidden) * self.v * self.h
         return shifted_exp(hidden, w, targets, self.inv_temp, expected, store=store, entropy=not store)
+
+    def _stats_rows(self, z: Tensor, targets: Tensor) -> RowStats:
+        return stats_rows(z, targets, self.inv_temp, self.weights.softcap, self.backend, self.row_dtype)
 
     def _row_buffer(self, z: Tensor) -> Tensor | None:
         """Where E' goes when it is narrower than the logits."""

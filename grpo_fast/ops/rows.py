@@ -36,8 +36,10 @@ def exp_rows(
     return _over_blocks(_exp_block, z, y, inv_temp, softcap)
 
 
-def stats_rows(z: Tensor, y: Tensor, inv_temp: float, softcap: float, backend: str) -> RowStats:
-    """The statistics alone; z is left as it was."""
+def stats_rows(
+    z: Tensor, y: Tensor, inv_temp: float, softcap: float, backend: str, dtype: torch.dtype | None = None
+) -> RowStats:
+    """The statistics alone, to the bit those of exp_rows into `dtype` (None: in place); z is left as it was."""
     if backend == "native":
         from grpo_fast import native
 
@@ -45,7 +47,7 @@ def stats_rows(z: Tensor, y: Tensor, inv_temp: float, softcap: float, backend: s
     if backend == "triton":
         from grpo_fast.kernels import rows
 
-        return rows.stats_rows(z, y, inv_temp, softcap)
+        return rows.stats_rows(z, y, inv_temp, softcap, dtype or z.dtype)
     return _over_blocks(_stats_block, z, y, inv_temp, softcap)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from grpo_fast.kernels import rows as kernels
 from grpo_fast.kernels.launch import launch_for
 from grpo_fast.kernels.rows import exp_rows, grad_rows, stats_rows
 
@@ -67,6 +70,29 @@ def test_exp_stats_and_grad_rows_equal_autograd(
     truth = exact(z.double(), y, inv_temp, softcap, g.double(), g_entropy.double())
     eager = exact(z, y, inv_temp, softcap, g, g_entropy)
     assert_no_worse(rows, eager[2], truth[2], 2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scoring_alone_is_the_same_binary(
+    dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one may sum in another order, and the ratio would not be exactly 1 on policy."""
+    z, y = torch.randn(3, 160, device=device) * 4, torch.tensor([0, 7, 159], device=device)
+    launched, kernel = [], kernels._exp_rows_kernel
+
+    class Recorded:
+        def __getitem__(self, grid: Any) -> Any:
+            def launch(*args: Any, **constants: Any) -> None:
+                launched.append(([x.dtype if isinstance(x, Tensor) else x for x in args[:-1]], constants))
+                kernel[grid](*args, **constants)
+
+            return launch
+
+    monkeypatch.setattr(kernels, "_exp_rows_kernel", Recorded())
+    alone = stats_rows(z, y, 0.9, 0.0, dtype)
+    stats = exp_rows(z, y, 0.9, 0.0, out=torch.empty(3, 160, dtype=dtype, device=device))
+    assert launched[0] == launched[1]
+    assert all(torch.equal(a, b) for a, b in zip(alone, stats, strict=True))
 
 
 # a row as long as one block and a tail, wide strides, labels that start 8 bytes off a 16-byte boundary
