@@ -63,6 +63,7 @@ class GRPOPolicy(nn.Module):
             part.config._attn_implementation = ATTENTION
         if checkpointing:
             _base(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.train()  # transformers recomputes in this mode alone, and loads checkpoints in the other
 
     @property
     def config(self) -> Any:
@@ -105,7 +106,7 @@ class GRPOPolicy(nn.Module):
 
         `reference`: under the model with its adapters turned off.
         """
-        with self._evaluating(), self.precision(), self._adapters_off() if reference else nullcontext():
+        with evaluating(self), self.precision(), self._adapters_off() if reference else nullcontext():
             hidden, head = self._scored_hidden(batch)
             options = self.loss.options
             scored = batch.scored.index.shape[0]
@@ -131,15 +132,6 @@ class GRPOPolicy(nn.Module):
         if self.autocast_dtype is None:
             return nullcontext()
         return torch.autocast(self.core.language_model.embed_tokens.weight.device.type, self.autocast_dtype)
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        training = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train(training)
 
     def _adapters_off(self) -> AbstractContextManager[Any]:
         if not hasattr(self.model, "disable_adapter"):
@@ -202,6 +194,18 @@ class GRPOPolicy(nn.Module):
         if _sharded(visual):  # every rank has to run it as often as the others
             return encode(inputs)
         return self.features.lookup(inputs, given, visual, encode)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """In eval mode; afterwards every part is in the mode that it was found in, which need not be one for all."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def _base(model: Any) -> Any:

@@ -15,21 +15,18 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from grpo_fast.policy import GRPOPolicy
+from grpo_fast.policy.model import evaluating
 
 
 @contextmanager
 def rollout_weights(policy: GRPOPolicy, merge_adapters: bool = False) -> Iterator[None]:
-    training = policy.training
-    policy.eval()
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(_gathered(policy))
-            if merge_adapters:
-                stack.enter_context(_merged(policy.model))
-            yield
-    finally:
-        policy.train(training)
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(policy))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_gathered(policy))
+        if merge_adapters:
+            stack.enter_context(_merged(policy.model))
+        yield
 
 
 @contextmanager

@@ -143,6 +143,28 @@ def test_checkpointing_and_plain_calls_after_wrapping():
     assert torch.equal(model(ids, attention_mask=mask).logits, plain(model)(ids, attention_mask=mask).logits)
 
 
+def test_checkpointing_recomputes_in_a_model_that_was_loaded_in_eval_mode():
+    model = tiny_model("qwen2_5_vl").eval()
+    policy = GRPOPolicy(model, checkpointing=True)
+    runs = []
+    for name, block in (("tower", model.model.visual.blocks[0]), ("text", model.model.language_model.layers[0])):
+        block.mlp.register_forward_pre_hook(lambda *_, name=name: runs.append(name))
+    (batch,) = packed(policy, mixed_groups(model, 2)).batches
+    policy(batch).loss.backward()
+    assert sorted(runs) == ["text", "text", "tower", "tower"]
+
+
+def test_scoring_leaves_every_part_in_its_mode():
+    model = tiny_model("qwen2_vl").eval()
+    policy = GRPOPolicy(model)
+    (batch,) = packed(policy, mixed_groups(model, 2)).batches
+    model.model.language_model.layers[1].train()
+    before = {name: part.training for name, part in policy.named_modules()}
+    assert len(set(before.values())) == 2
+    policy.logps(batch)
+    assert {name: part.training for name, part in policy.named_modules()} == before
+
+
 def test_bf16_autocast_stays_near_fp32():
     model = tiny_model("qwen2_vl", torch.float32)
     groups = mixed_groups(model, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections import Counter
 from typing import Any
@@ -264,6 +265,15 @@ def test_an_interrupt_leaves_everything_as_it_was(model) -> None:
     again = engine.generate(prompts, 3, params)
     for a, b in zip(expected, again, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a.completions, b.completions, strict=True))
+
+
+def test_a_rollout_leaves_every_part_in_its_mode(model) -> None:
+    loaded = copy.deepcopy(model).eval()  # as from_pretrained gives it
+    loaded.model.language_model.layers[1].train()
+    engine = Engine(loaded)
+    before = {name: part.training for name, part in engine.policy.named_modules()}
+    engine.generate(mixed_prompts(model, 2), 1, SamplingParams(max_tokens=2))
+    assert {name: part.training for name, part in engine.policy.named_modules()} == before
 
 
 def test_more_graphs_than_torch_compiles_of_one_function() -> None:
