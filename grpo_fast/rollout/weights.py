@@ -22,6 +22,7 @@ from grpo_fast.policy.model import evaluating
 def rollout_weights(policy: GRPOPolicy, merge_adapters: bool = False) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(evaluating(policy))
+        stack.enter_context(torch.inference_mode(False))  # what is made in that mode can be used in no other
         stack.enter_context(torch.no_grad())
         stack.enter_context(_gathered(policy))
         if merge_adapters:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models
 from torch.overrides import TorchFunctionMode
 
 from grpo_fast.errors import BadSampling, Diverged, PromptMismatch, PromptTooLong
-from grpo_fast.policy import GRPOPolicy
+from grpo_fast.policy import GRPOPolicy, Packer
 from grpo_fast.rollout import Engine, SamplingParams
 from grpo_fast.rollout.static import at_fixed_shapes
 
@@ -274,6 +275,29 @@ def test_a_rollout_leaves_every_part_in_its_mode(model) -> None:
     before = {name: part.training for name, part in engine.policy.named_modules()}
     engine.generate(mixed_prompts(model, 2), 1, SamplingParams(max_tokens=2))
     assert {name: part.training for name, part in engine.policy.named_modules()} == before
+
+
+def test_an_engine_that_was_asked_in_inference_mode_goes_on_in_training() -> None:
+    model = tiny_model("qwen2_vl", torch.float32)
+    model.model.visual.requires_grad_(False)  # so that its features are kept
+    policy = GRPOPolicy(model)
+    engine, packer = Engine(policy), Packer(policy.prompt_spec, 10**6, policy.loss.options)
+    prompts, params = mixed_prompts(model, 3), SamplingParams(max_tokens=4)
+    with torch.inference_mode():
+        first = engine.generate(prompts, 2, params)
+    groups = [replace(one, advantages=torch.tensor([1.0, -1.0])) for one in first]
+    (batch,) = packer.pack([replace(one, prompt=replace(one.prompt, features=None)) for one in groups]).batches
+    policy.features.clear()
+    with torch.inference_mode():
+        policy.logps(batch)
+    for one in (batch, *packer.pack(groups).batches):
+        policy(one).loss.backward()
+    second = engine.generate(prompts, 2, params)
+    assert all(
+        torch.equal(x, y)
+        for a, b in zip(first, second, strict=True)
+        for x, y in zip(a.completions, b.completions, strict=True)
+    )
 
 
 def test_more_graphs_than_torch_compiles_of_one_function() -> None:
