@@ -19,6 +19,7 @@ from grpo_fast.data.volumes.opening import is_picture
 from grpo_fast.errors import BadData, BadImage, BadSettings
 from grpo_fast.types import Sample
 
+EXIF_ORIENTATION = 0x0112
 PNG_MARK = b"\x89PNG\r\n\x1a\n"
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I")
 Written = dict[str, Any]
@@ -198,9 +199,12 @@ def _relative(path: Path, beside: Path) -> str:
 def _as_png(load: Callable[[], Any]) -> bytes:
     if isinstance(load, ImageBytes) and load.data.startswith(PNG_MARK):
         return load.data
+    from PIL.Image import Exif
+
     image = load()
-    file = io.BytesIO()
-    turned = image.getexif()
+    file, turned = io.BytesIO(), Exif()
+    if EXIF_ORIENTATION in image.getexif():  # no other tag: a single malformed one, and none can be written
+        turned[EXIF_ORIENTATION] = image.getexif()[EXIF_ORIENTATION]
     try:
         (image if image.mode in PNG_MODES else image.convert("RGB")).save(file, "PNG", exif=turned)
     except (OSError, ValueError) as error:

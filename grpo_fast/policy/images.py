@@ -13,13 +13,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from grpo_fast.errors import BadImage, GRPOFastError
 from grpo_fast.policy.patches import Clip, VisionSettings, resized
 
 MAX_SIDE_RATIO = 200
 EXIF_ORIENTATION = 0x0112
+UPRIGHT = {  # what undoes each orientation; others leave the picture as it is
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # Everything that PIL's decoders raise on broken bytes.
 UNREADABLE = (
     OSError,
@@ -78,10 +87,15 @@ def decoded(load: Callable[[], Image.Image], where: str) -> Image.Image:
         raise BadImage(f"{where}: the loader gave a {type(image).__name__} where a PIL image is wanted")
     try:
         image.load()
-        turned = image.getexif().get(EXIF_ORIENTATION, 1) != 1
-        return ImageOps.exif_transpose(image) if turned else image
-    except UNREADABLE as error:
+        return upright(image)
+    except (*UNREADABLE, TypeError) as error:
         raise BadImage(f"{where} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """As `ImageOps.exif_transpose` turns it, which writes all other tags anew and fails on a single malformed one."""
+    turn = UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def check_sides(image: Image.Image, where: str) -> None:

@@ -35,14 +35,16 @@ def picture(folder: Path, name: str) -> Picture | str:
 @lru_cache(maxsize=256)
 def _made(path: Path, changed: int, size: int) -> Picture | str:
     """`changed` and `size` tell one content of the file from another."""
-    from PIL import Image, ImageOps
+    from PIL import Image
+
+    from grpo_fast.policy.images import upright
 
     try:
         with Image.open(path) as image:
             if image.width * image.height > MOST_PIXELS:
                 return f"it is too large ({image.width} × {image.height})"
             image.draft("RGB", (2 * SIDE, 2 * SIDE))
-            shown = ImageOps.exif_transpose(image).convert("RGBA" if image.mode in ("RGBA", "LA", "PA") else "RGB")
+            shown = upright(image).convert("RGBA" if image.mode in ("RGBA", "LA", "PA") else "RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return f"it cannot be read: {error}"
     if shown.mode == "RGBA":

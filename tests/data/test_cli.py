@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data.owners import QUESTION, easy_r1, med_r1, mm_eureka, picture, png, save, vlm_r1, write_lines
+from exif import malformed_exif
 from PIL import Image
 
 from grpo_fast import datacli
@@ -149,10 +150,8 @@ def test_labels_that_a_files_name_gave_are_written(tmp_path: Path) -> None:
 
 def test_deep_and_turned_images_survive(tmp_path: Path) -> None:
     deep = np.random.default_rng(0).integers(0, 65536, (9, 7), dtype=np.uint16)
-    exif = Image.Exif()
-    exif[0x0112] = 8
     Image.fromarray(deep).save(tmp_path / "deep.tif")
-    picture(1).save(tmp_path / "turned.jpg", exif=exif)
+    picture(1).save(tmp_path / "turned.jpg", exif=malformed_exif(8))
     picture(2).convert("CMYK").save(tmp_path / "cmyk.jpg")
     names = ["deep.tif", "turned.jpg", "cmyk.jpg"]
     rows = [easy_r1([{"bytes": (tmp_path / name).read_bytes(), "path": name}]) for name in names]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exif import malformed_exif
 from PIL import Image
 from policy_inputs.make import picture
 
@@ -52,6 +53,12 @@ def test_exif_rotation(orientation, format):
     data = bytes_of(picture(31, 17), format, exif=exif)
     stored = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     assert np.array_equal(rgb(opener(data)), UPRIGHT[orientation](stored))
+
+
+def test_a_malformed_tag_beside_the_rotation():
+    data = bytes_of(picture(31, 17), "JPEG", exif=malformed_exif(6))
+    stored = np.asarray(Image.open(io.BytesIO(data)))
+    assert np.array_equal(rgb(opener(data)), UPRIGHT[6](stored))
 
 
 def test_the_callers_image_is_left_alone():

@@ -7,12 +7,15 @@ from pathlib import Path
 from shutil import copytree
 
 import pytest
+from exif import malformed_exif
+from PIL import Image
 from report.make import make_run, write_lines
 from report.reading import Page
 
 from grpo_fast.errors import BadData
 from grpo_fast.report.folder import read_folders
 from grpo_fast.report.page import build
+from grpo_fast.report.pictures import Picture, picture
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +130,12 @@ def test_a_matrix_of_the_wrong_shape(matrix: dict[str, object], tmp_path: Path) 
 def test_results_of_the_wrong_shape(rows: object, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
     page_of(tmp_path)
+
+
+def test_a_picture_with_a_malformed_tag_is_shown_upright(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=malformed_exif(6))
+    shown = picture(tmp_path, "a.jpg")
+    assert isinstance(shown, Picture) and (shown.width, shown.height) == (20, 40)
 
 
 def test_pictures_that_cannot_be_shown_are_named(tmp_path: Path) -> None:
