@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo_fast.errors import BadCheckpoint
+from grpo_fast.errors import BadCheckpoint, BadSettings
 from grpo_fast.policy.pretrained import first_line, load_model
 from grpo_fast.policy.processor import Processor
 from grpo_fast.rollout import Engine
@@ -25,15 +25,28 @@ def load_processor(name: str, max_pixels: int | None = None) -> Processor:
 def load_engine(
     name: str, tokenizer: PreTrainedTokenizerBase, *, dtype: str = "auto", device: str | None = None
 ) -> Engine:
-    import torch
-
+    placed = _device(device)
     base = base_of(name)
     model = load_model(base or name, dtype)
     if base is not None:
         model = _adapted(model, name)
     model.requires_grad_(False)
-    model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-    return Engine(model, tokenizer=tokenizer)
+    return Engine(model.to(placed).eval(), tokenizer=tokenizer)
+
+
+def _device(name: str | None) -> str:
+    """Refused before the weights are read."""
+    import torch
+
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not name:
+        return "cuda" if seen else "cpu"
+    kind, colon, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and not number.isdecimal()):
+        raise BadSettings(f"device must be cpu, cuda or cuda:NUMBER, got {name!r}")
+    if kind == "cuda" and int(number or 0) >= seen:
+        raise BadSettings(f"device is {name}, but torch finds {seen} CUDA devices; `grpo-fast doctor` says more")
+    return name
 
 
 def base_of(name: str) -> str | None:

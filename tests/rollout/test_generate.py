@@ -76,6 +76,9 @@ def test_a_person_reads_text(checkpoint: Path, capsys: pytest.CaptureFixture[str
         (["--completions", "0"], "group_size"),
         (["--image", "/nowhere.png"], "no such file"),
         (["--image", __file__], "image"),
+        (["--device", "gpu"], "device must be cpu"),
+        (["--device", "cuda:"], "device must be cpu"),
+        (["--device", f"cuda:{torch.cuda.device_count()}"], "grpo-fast doctor"),
     ],
 )
 def test_mistakes_are_named(
