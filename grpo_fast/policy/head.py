@@ -25,25 +25,30 @@ def head_operands(head: Any) -> HeadOperands:
     if hasattr(head, "modules_to_save"):  # peft's wrapper around a fully trained copy
         disabled = head.disable_adapters or not head.active_adapters
         return head_operands(head.original_module if disabled else head.modules_to_save[head.active_adapters[0]])
-    if hasattr(head, "base_layer"):
+    if isinstance(getattr(head, "lora_A", None), nn.ModuleDict):
         base = head_operands(head.get_base_layer())
         return HeadOperands(base.weight, base.bias, _lora(head))
     if isinstance(head, nn.Linear):
         return HeadOperands(head.weight, head.bias, None)
-    raise TypeError(f"the output layer is a {type(head).__name__}; the loss can read nn.Linear and peft's LoRA of it")
+    kind = type(head)
+    raise TypeError(
+        f"the output layer is a {kind.__name__} ({kind.__module__}); the loss can read nn.Linear and peft's LoRA of it"
+    )
 
 
 def _lora(head: Any) -> LoRA | None:
     if head.disable_adapters or head.merged:
         return None
-    names = [name for name in head.active_adapters if name in getattr(head, "lora_A", {})]
+    names = [name for name in head.active_adapters if name in head.lora_A]
     if not names:
         return None
     for name in names:
+        variant = getattr(head, "lora_variant", {}).get(name)
         unsupported = {
             "use_dora": head.use_dora.get(name, False),
             "lora_dropout": head.training and not isinstance(head.lora_dropout[name], nn.Identity),
             "lora_bias": head.lora_B[name].bias is not None,
+            type(variant).__name__: variant is not None,
         }
         if any(unsupported.values()):
             option = next(option for option, used in unsupported.items() if used)

@@ -107,12 +107,35 @@ def test_two_active_adapters_on_the_head():
     assert torch.allclose(ours, base.lm_head(x))
 
 
-@pytest.mark.parametrize(("option", "value"), [("lora_dropout", 0.1), ("use_dora", True), ("lora_bias", True)])
-def test_head_adapters_that_the_loss_cannot_apply(option, value):
+@pytest.mark.parametrize(
+    ("option", "value", "named"),
+    [
+        ("lora_dropout", 0.1, "lora_dropout"),
+        ("use_dora", True, "use_dora"),
+        ("lora_bias", True, "lora_bias"),
+        ("alora_invocation_tokens", [3], "ALora"),
+    ],
+)
+def test_head_adapters_that_the_loss_cannot_apply(option, value, named):
     base, model = adapted(target=HEAD, tied=False, **{option: value})
     policy = GRPOPolicy(model, GRPOLoss())
-    with pytest.raises(NotImplementedError, match=option):
+    with pytest.raises(NotImplementedError, match=named):
         policy(batch_of(policy, groups_of(base)))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.IA3Config(target_modules=["lm_head"], feedforward_modules=[]),
+        peft.LoHaConfig(target_modules=["lm_head"]),
+        peft.AdaLoraConfig(target_modules=["lm_head"], total_step=10),
+    ],
+    ids=lambda config: config.peft_type.value,
+)
+def test_other_adapters_on_the_head_are_refused_not_left_out(config):
+    model = peft.get_peft_model(tiny_model("qwen2_vl", tied=False), config)
+    with pytest.raises(TypeError, match=r"output layer is a \w+ \(peft"):
+        head_operands(model.get_base_model().lm_head)
 
 
 def test_unknown_head_is_refused():
