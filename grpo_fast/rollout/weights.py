@@ -74,8 +74,8 @@ def _merged(model: Any) -> Iterator[None]:
             )
     weights = [layer.get_base_layer().weight for layer in adapted.values()]
     before = [weight.detach().clone() for weight in weights]
-    model.merge_adapter()
     try:
+        model.merge_adapter()
         yield
     finally:
         model.unmerge_adapter()

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 from policy_lab import picture, plain, prompt, tiny_model
 from rollout_lab import ROW_BYTES, hf_greedy, mixed_prompts, trainer_error
 
@@ -109,6 +110,27 @@ def test_adapters_are_active(merge: bool) -> None:
         for a, b in zip(x.completions, y.completions, strict=True)
     )
     assert policy.training and all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+def test_an_interrupt_amid_merging_leaves_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    lora = peft.LoraConfig(target_modules=r".*(q_proj|down_proj)", init_lora_weights=False)
+    model = peft.get_peft_model(tiny_model("qwen2_vl", torch.float32), lora)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    layers = [module for module in model.modules() if isinstance(module, LoraLinear)]
+    merged = []
+
+    def merge(layer: LoraLinear, *arguments: object, **options: object) -> None:
+        if len(merged) == 2:
+            raise KeyboardInterrupt
+        merged.append(layer)
+        whole(layer, *arguments, **options)
+
+    whole = LoraLinear.merge
+    monkeypatch.setattr(LoraLinear, "merge", merge)
+    with pytest.raises(KeyboardInterrupt):
+        Engine(model, merge_adapters=True).generate(mixed_prompts(model.get_base_model(), 1), 1)
+    assert len(merged) == 2 < len(layers) and not any(layer.merged for layer in layers)
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
 
 
 def test_repetition_penalty_is_that_of_generate() -> None:
