@@ -78,7 +78,7 @@ def prompt_seeds(seed: int, prompts: int) -> list[int]:
 
 
 def _seed_bits(seed: int) -> np.ndarray:
-    return np.array([seed & (1 << 64) - 1], dtype=np.uint64)
+    return np.array([int(seed) & (1 << 64) - 1], dtype=np.uint64)
 
 
 def _splitmix(x: np.ndarray) -> np.ndarray:

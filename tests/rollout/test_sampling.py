@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from policy_lab import IMAGE, VIDEO, VISION_START, VOCAB, picture, prompt, tiny_model
@@ -71,6 +72,11 @@ def test_draws_have_the_exact_distribution(vocab: int, options: dict[str, float]
     assert found < limit
     exact = (logits.double() / params.temperature).log_softmax(1)[0]
     assert (logps[0] - exact[tokens[0]]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint64, np.int32])
+def test_seeds_may_be_numpys(kind) -> None:
+    assert np.array_equal(row_keys(kind(77), 4), row_keys(77, 4))
 
 
 def test_samples_of_a_model_have_its_next_token_distribution() -> None:
