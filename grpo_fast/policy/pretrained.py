@@ -44,10 +44,11 @@ def load_tokenizer_and_config(name: str | Path) -> tuple[PreTrainedTokenizerBase
 
 
 def load_chat_template(name: str | Path) -> str | None:
-    """The processor's template; None leaves the tokenizer's own."""
-    if (text := read(name, "chat_template.jinja")) is not None:
-        return text
-    return (read_json(name, "chat_template.json") or {}).get("chat_template")
+    """The processor's template, where several are given the one that transformers takes; None: the tokenizer's own."""
+    for file in ("processor_config.json", "chat_template.json"):
+        if text := (read_json(name, file) or {}).get("chat_template"):
+            return text
+    return read(name, "chat_template.jinja")
 
 
 def load_preprocessing(name: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:

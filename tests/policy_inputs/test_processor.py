@@ -7,10 +7,12 @@ import json
 import pytest
 import torch
 from policy_inputs.make import CHAT_TEMPLATE, build_config, picture, preprocessing, sample_of
+from transformers.processing_utils import ProcessorMixin
 from transformers.video_utils import VideoMetadata
 
 from grpo_fast.errors import BadCheckpoint, MissingChatTemplate
 from grpo_fast.policy.patches import VisionSettings
+from grpo_fast.policy.pretrained import load_chat_template
 from grpo_fast.policy.processor import Processor
 from grpo_fast.types import Prompt, Sample
 
@@ -180,6 +182,19 @@ def test_layouts(checkpoint, processor, model_type, layout):
     limits = (given.videos.min_pixels, given.videos.max_pixels)
     own = layout in ("nested", "video file")
     assert limits == ((10_000, 20_000) if own else (wanted.images.min_pixels, wanted.images.max_pixels))
+
+
+@only_qwen2
+@pytest.mark.parametrize("number", range(1, 8))
+def test_of_several_templates_the_one_that_transformers_takes(checkpoint, number):
+    (checkpoint / "chat_template.json").unlink()
+    for place, name in enumerate(("processor_config.json", "chat_template.json", "chat_template.jinja")):
+        if number >> place & 1:
+            text = f"{{# {name} #}}"
+            (checkpoint / name).write_text(text if place == 2 else json.dumps({"chat_template": text}))
+    wanted = ProcessorMixin.get_processor_dict(checkpoint)[0]["chat_template"]
+    assert load_chat_template(checkpoint) == wanted
+    assert Processor.from_pretrained(checkpoint).template.chat_template == wanted
 
 
 def test_programmatic_equals_loaded(processor, tokenizer, model_type):
