@@ -172,8 +172,7 @@ class Client:
             self._say(f"{self._who()}: {error}; trying again, {left} more times")
         if error.wait is not None:
             self.pace.hold(error.wait)
-        else:
-            self.pace.sleep(min(LONGEST_BACKOFF, self.settings.backoff * 2**number) * random.uniform(0.5, 1.0))
+        self.pace.sleep(min(LONGEST_BACKOFF, self.settings.backoff * 2**number) * random.uniform(0.5, 1.0))
 
     def _once(self, raw: bytes) -> Chain:
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "grpo-fast"}

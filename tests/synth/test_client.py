@@ -47,8 +47,10 @@ def test_no_answer_in_time_is_tried_again(server: FaultyServer, fault: Any) -> N
     assert 0.3 <= time.monotonic() - started < 3 and len(server.requests) == 2
 
 
-def test_retries_come_ever_later_and_end(server: FaultyServer) -> None:
-    server.first(*[status(503, "no capacity left")] * 9)
+@pytest.mark.parametrize("after", [None, "0", "0.01", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_retries_come_ever_later_and_end(server: FaultyServer, after: str | None) -> None:
+    told = {} if after is None else {"Retry_After": after}
+    server.first(*[status(503, "no capacity left", **told)] * 9)
     with pytest.raises(RunFailed, match="failed 4 times, at last with: HTTP 503: no capacity left"):
         client(server, backoff=0.1).chat(BODY)
     times = [at for at, *_ in server.requests]
