@@ -130,7 +130,7 @@ def _show(report: Report, written: Sequence[Path]) -> None:
     from rich.console import Console
 
     console = Console()
-    for table in report.rich_tables():
+    for table in report.rich_tables(console.width):
         console.print(table)
     for note in report.notes():
         console.print(note, style="yellow", markup=False, highlight=False)

@@ -106,40 +106,68 @@ class Report:
                 )
         return found
 
-    def rich_tables(self) -> list[Table]:
-        """One for each source, with a section for each facet; lenient columns only where they say something else."""
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
-        made: dict[str, Table] = {}
-        for source, facet, models, body in _tables(self.rows):
-            agree = all(r.accuracy == r.lenient_accuracy for r in self.rows if r.source == source)
-            if source not in made:
-                title = f"{source} (strict and lenient extraction agree)" if agree else source
-                made[source] = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-                made[source].add_column("")
-                made[source].add_column("n", justify="right", no_wrap=True)
-                for model in models:
-                    made[source].add_column(Text(model), justify="right", no_wrap=True)
-                    if not agree:
-                        made[source].add_column("lenient", justify="right", no_wrap=True)
-            for group, n, *cells in body:
-                shown = cells[::2] if agree else [c.partition(" ")[0] if i % 2 else c for i, c in enumerate(cells)]
-                name = f"mean over {TITLES[facet]}" if group == "macro" else group or TITLES[facet]
-                made[source].add_row(*map(Text, [name, n, *shown]))
-            made[source].add_section()
-        tables = list(made.values())
-        if self.comparisons:
-            table = Table(*COMPARED, title="differences", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-            for one in self.comparisons:
-                table.add_row(*map(Text, _compared(one)))
-            tables.append(table)
-        return tables
+    def rich_tables(self, width: int = 80) -> list[Table]:
+        """For each source one with a section for each facet, or several, whose models fit `width`; lenient columns only
+        where they say something else."""
+        tables = []
+        models = list(dict.fromkeys(row.model for row in self.rows))
+        for source in dict.fromkeys(row.source for row in self.rows):
+            own = [row for row in self.rows if row.source == source]
+            agree = all(row.accuracy == row.lenient_accuracy for row in own)
+            each = SHARE_WIDTH + GAP + (0 if agree else len("lenient") + GAP)
+            most = max(1, (width - NAME_WIDTH - len("10000") - 3 * GAP) // each)
+            for start in range(0, len(models), most):
+                shown = models[start : start + most]
+                tables.append(_rich_table(source, [row for row in own if row.model in shown], agree))
+        return [*tables, _rich_comparisons(self.comparisons)] if self.comparisons else tables
 
 
 KINDS = ("strict", "lenient")
 COMPARED = ("data", "a", "b", "extraction", "n", "a − b", "p")
+NAME_WIDTH = 16  # at least, of the groups' names in a terminal
+SHARE_WIDTH = len("100.0 [100.0, 100.0]")
+GAP = 3  # between columns
+
+
+def _rich_table(source: str, rows: Sequence[Row], agree: bool) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    title = Text(f"{source} (strict and lenient extraction agree)" if agree else source)
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("", overflow="fold")
+    table.add_column("n", justify="right", no_wrap=True)
+    for model in dict.fromkeys(row.model for row in rows):
+        name = Text(model, no_wrap=False, overflow="fold")
+        table.add_column(name, justify="right", no_wrap=True, max_width=SHARE_WIDTH)
+        if not agree:
+            table.add_column("lenient", justify="right", no_wrap=True)
+    for _, facet, _, body in _tables(rows):
+        for group, n, *cells in body:
+            shown = cells[::2] if agree else [c.partition(" ")[0] if i % 2 else c for i, c in enumerate(cells)]
+            name = f"mean over {TITLES[facet]}" if group == "macro" else group or TITLES[facet]
+            table.add_row(*map(Text, [name, n, *shown]))
+        table.add_section()
+    return table
+
+
+def _rich_comparisons(comparisons: Sequence[Comparison]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="differences", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("", overflow="fold")
+    for name in ("n", "points", "p"):
+        table.add_column(name, justify="right", no_wrap=True)
+    said: dict[tuple[str, str, str], Comparison] = {}
+    for one in comparisons:
+        strict = said.setdefault((one.source, one.a, one.b), one)
+        if one is strict or one.paired != strict.paired:
+            name = f"{one.source}: {one.a} − {one.b}" + ("" if one is strict else ", lenient")
+            table.add_row(*map(Text, [name, *_compared(one)[4:]]))
+    return table
 
 
 def _compared(one: Comparison) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -103,3 +104,26 @@ def test_files(tmp_path: Path) -> None:
     assert "1 questions could not be asked: gone" in text and "1 ids stand for several questions: 7" in text
     tables = [line for line in text.splitlines() if line.startswith("| ")]
     assert {line.replace("\\|", "").count("|") for line in tables if "modality" in line} == {7}
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+@pytest.mark.parametrize(("count", "other"), [(1, "sslx"), (4, "ssxx"), (4, "sslx")])
+def test_no_number_and_no_name_is_cut_in_a_terminal(width: int, count: int, other: str) -> None:
+    from rich.console import Console
+
+    results = [
+        Result(f"qwen2-vl-2b-step-{n}", {"held-out": answers("s" * n + other) + answers("sx", "microscopy", 100)})
+        for n in range(count)
+    ]
+    report = Report({}, rows(results), comparisons(results))
+    console = Console(width=width, record=True, file=io.StringIO())
+    for table in report.rich_tables(width):
+        console.print(table)
+    shown = console.export_text()
+    assert "…" not in shown and max(map(len, shown.splitlines())) <= width
+    for row in report.rows:
+        assert f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]" in shown
+    for name in ("all questions", "mean over modality", "microscopy", *(result.model for result in results)):
+        assert name in shown
+    for one in report.comparisons:
+        assert f"{100 * one.paired.difference:+.1f} [{100 * one.paired.low:+.1f}, " in shown
