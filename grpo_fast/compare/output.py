@@ -14,7 +14,7 @@ from grpo_fast.compare.plan import STAGES, Seed
 from grpo_fast.compare.result import SEEN, UNSEEN, Line, Part, differences, evaluation_rows, lengths, lines, verdict
 from grpo_fast.evaluate.report import Report
 from grpo_fast.evaluate.sources import ALL
-from grpo_fast.evaluate.stats import CONFIDENCE, RESAMPLES
+from grpo_fast.evaluate.stats import CONFIDENCE, PAIRED
 from grpo_fast.evaluate.tables import Comparison
 from grpo_fast.matrix.study import write
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MEANING = (
     f"Accuracy in %, answers of all seeds together, with Wilson's {CONFIDENCE:.0%} interval; ± is the standard "
-    f"deviation of the seeds' own accuracies. Differences: paired bootstrap over questions, {RESAMPLES} resamples; "
+    f"deviation of the seeds' own accuracies. {PAIRED}; "
     "over all seeds it holds the trained models fixed, so look at the single seeds too."
 )
 COMPARED = ("data", "seed", "difference", "n", "points", "p")

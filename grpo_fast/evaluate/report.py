@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from grpo_fast.errors import RunFailed
 from grpo_fast.evaluate.leaks import Leaks
-from grpo_fast.evaluate.stats import CONFIDENCE, RESAMPLES
+from grpo_fast.evaluate.stats import CONFIDENCE, PAIRED
 from grpo_fast.evaluate.tables import Comparison, Row
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Report:
         if self.comparisons:
             parts += ["## Differences", ""]
             parts += _markdown_table(COMPARED, map(_compared, self.comparisons))
-            parts += [f"Paired bootstrap over questions, {RESAMPLES} resamples.", ""]
+            parts += [f"{PAIRED}.", ""]
         parts += [f"Accuracy in %, with {CONFIDENCE:.0%} intervals (Wilson; macro averages: its limits combined).", ""]
         parts += [f"- {note}" for note in self.notes()]
         return "\n".join(parts).rstrip() + "\n"

@@ -11,6 +11,7 @@ import numpy as np
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
+PAIRED = f"Differences: paired bootstrap over questions; p by swapping the two answers to each; {RESAMPLES} resamples"
 DRAWS_AT_ONCE = 1 << 22  # counts held in memory by a bootstrap
 
 
@@ -71,22 +72,21 @@ def paired_bootstrap(
     """Questions are drawn with replacement, both models' answers together.
 
     Equal differences are interchangeable, so a resample is one multinomial draw over the distinct ones: three for
-    right and wrong. p is the share of resamples, shifted to a mean of 0, that lie as far out as what was seen.
+    right and wrong. p is the share of resamples in which each question's two answers change places by the toss of a
+    coin that lie as far out as what was seen: of right and wrong McNemar's exact test, for few questions too.
     """
     differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     n = len(differences)
     if n == 0 or differences.ndim != 1:
         raise ValueError("a comparison needs at least one question that both models answered")
     values, counts = np.unique(differences, return_counts=True)
+    sizes, of_size = np.unique(np.abs(differences), return_counts=True)
     rng = np.random.default_rng(seed)
     at_once = max(1, DRAWS_AT_ONCE // len(values))
-    means = np.concatenate(
-        [
-            rng.multinomial(n, counts / n, size=min(at_once, resamples - start)) @ values / n
-            for start in range(0, resamples, at_once)
-        ]
-    )
+    parts = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
+    means = np.concatenate([rng.multinomial(n, counts / n, size=part) @ values / n for part in parts])
+    swapped = np.concatenate([(2 * rng.binomial(of_size, 0.5, (part, len(sizes))) - of_size) @ sizes for part in parts])
     seen = float(counts @ values / n)
     low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    extreme = int((np.abs(means - seen) >= abs(seen) - 1e-12).sum())
+    extreme = int((np.abs(swapped / n) >= abs(seen) - 1e-12).sum())
     return Paired(seen, float(low), float(high), (1 + extreme) / (1 + resamples), n)

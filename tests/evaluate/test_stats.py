@@ -96,9 +96,10 @@ def test_p_and_interval_hold_what_they_promise() -> None:
     assert 0.92 < covered / 600 < 0.98
 
 
-def test_p_is_close_to_the_exact_test() -> None:
+@pytest.mark.parametrize(("better", "worse", "equal"), [(30, 14, 100), (1, 0, 0), (4, 0, 0), (5, 0, 40), (6, 1, 3)])
+def test_p_is_close_to_the_exact_test(better: int, worse: int, equal: int) -> None:
     stats = pytest.importorskip("scipy.stats")
-    a = np.array([1] * 30 + [0] * 14 + [1] * 100)
-    b = np.array([0] * 30 + [1] * 14 + [1] * 100)
-    exact = stats.binomtest(30, 44).pvalue  # McNemar's
+    a = np.array([1] * better + [0] * worse + [1] * equal)
+    b = np.array([0] * better + [1] * worse + [1] * equal)
+    exact = stats.binomtest(better, better + worse).pvalue  # McNemar's
     assert paired_bootstrap(a, b).p == pytest.approx(exact, abs=0.012)
