@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from grpo_fast.errors import BadData, BadImage
 from grpo_fast.evaluate.sources import Source
-from grpo_fast.policy.images import decoded, opened
+from grpo_fast.policy.images import decoded, opened, to_rgb
 from grpo_fast.rewards.accuracy import question_of
 from grpo_fast.types import Sample
 
@@ -34,7 +34,7 @@ class Leaks:
 
 def find_leaks(sources: Sequence[Source], training: Sequence[Sample]) -> Leaks:
     """The same question under the same pictures: words compared without case, space and punctuation, pictures by
-    their pixels. Pictures are only opened where both sides ask the same question."""
+    their pixels, as a model sees them. Pictures are only opened where both sides ask the same question."""
     leaks = Leaks({source.name: [] for source in sources})
     asked: dict[str, list[tuple[str, int]]] = {}
     for source in sources:
@@ -89,8 +89,9 @@ def _pictures(sample: Sample, leaks: Leaks) -> str | None:
     try:
         frames = [frame for load in sample.videos for frame in opened(load, f"sample {sample.id!r}, a video")]
         for number, load in enumerate([*sample.images, *(lambda frame=frame: frame for frame in frames)]):
-            image = decoded(load, f"sample {sample.id!r}, picture {number}")
-            digest.update(f"{image.mode} {image.size} ".encode())
+            where = f"sample {sample.id!r}, picture {number}"
+            image = to_rgb(decoded(load, where), where)
+            digest.update(f"{image.size} ".encode())
             digest.update(image.tobytes())
     except BadImage as error:
         leaks.unreadable.append(str(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from grpo_fast.evaluate.leaks import duplicate_ids, find_leaks, normalised
@@ -45,6 +46,15 @@ def test_same_words_and_same_pixels(tmp_path: Path) -> None:
     ]
     assert leaks.found["b"] == [] and leaks.unreadable == []
     assert leaks.places == {"a": {0, 4}, "b": frozenset()}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_a_grey_picture_is_the_same_in_colour(tmp_path: Path, mode: str) -> None:
+    grey = Image.fromarray(np.random.default_rng(3).integers(0, 256, (8, 9), dtype=np.uint8))
+    grey.save(tmp_path / "grey.png")
+    grey.convert(mode).save(tmp_path / "other.png")
+    test, train = sample("t", "q", tmp_path / "grey.png"), sample("u", "q", tmp_path / "other.png")
+    assert find_leaks([source("a", [test])], [train]).places == {"a": {0}}
 
 
 def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
