@@ -273,6 +273,16 @@ def test_medxpertqa(tmp_path: Path) -> None:
         samples[1]
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0c"])
+def test_a_line_of_json_ends_where_json_says(tmp_path: Path, mark: str) -> None:
+    medxpertqa(tmp_path)
+    file = tmp_path / "MM/test.jsonl"
+    entry = json.loads(file.read_text().splitlines()[0]) | {"question": f"Signs:{mark}a cough"}
+    text = json.dumps(entry, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8")
+    assert question_of(open_benchmark("medxpertqa", tmp_path)[0]).startswith(f"Signs:{mark}a cough")
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_folder_laid_out_wrongly_says_what_was_expected(name: str, tmp_path: Path) -> None:
     with pytest.raises(BadData, match=rf"{name}:.*nowhere: there is no such folder; expected there: "):
@@ -325,6 +335,7 @@ def test_pictures_in_parquet_without_bytes_are_named(tmp_path: Path) -> None:
         ("slake", "test.json", "{}", "expected a JSON array of objects"),
         ("slake", "test.json", "[]", "holds no questions"),
         ("medxpertqa", "MM/test.jsonl", "{}\nnot\n", r"test.jsonl:2 is not JSON"),
+        ("medxpertqa", "MM/test.jsonl", "{}\n\n\nnot\n", r"test.jsonl:4 is not JSON"),
         ("pmc-vqa", "test_2.csv", "a,b\n1,2\n", r"no column Figure_path, .*\(there: a, b\)"),
         ("gmai-mmbench", "GMAI_mm_bench_VAL.tsv", "index\tanswer\n", r"no column image, question, A, B \(there: index"),
         ("mmmu", "Pharmacy/validation-0.parquet", "PAR1", "cannot be read as parquet"),

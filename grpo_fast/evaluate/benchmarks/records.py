@@ -131,9 +131,9 @@ def json_array(path: Path) -> list[Record]:
 
 
 def json_lines(path: Path) -> list[Record]:
-    records = []
+    records, number = [], 0
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
             if line.strip():
                 one = json.loads(line)
                 if not isinstance(one, dict):
@@ -142,5 +142,5 @@ def json_lines(path: Path) -> list[Record]:
     except (OSError, UnicodeDecodeError) as error:
         raise BadData(f"{path} cannot be read: {error}") from error
     except json.JSONDecodeError as error:
-        raise BadData(f"{path}:{len(records) + 1} is not JSON: {error}") from error
+        raise BadData(f"{path}:{number} is not JSON: {error}") from error
     return records
