@@ -62,8 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
     from grpo_fast.evaluate.sources import open_sources
     from grpo_fast.evaluate.tables import comparisons, rows
 
-    if arguments.max_samples < 0:
-        raise BadSettings(f"--max-samples must be at least 0, got {arguments.max_samples}")
+    for name, given in (("--max-samples", arguments.max_samples), ("--seed", arguments.seed)):
+        if given < 0:
+            raise BadSettings(f"{name} must be at least 0, got {given}")
     names = _names(arguments.model)
     settings = AskSettings(
         prompt=arguments.prompt, max_tokens=arguments.max_tokens, batch=arguments.batch,

@@ -25,27 +25,30 @@ def load_processor(name: str, max_pixels: int | None = None) -> Processor:
 def load_engine(
     name: str, tokenizer: PreTrainedTokenizerBase, *, dtype: str = "auto", device: str | None = None
 ) -> Engine:
-    placed = _device(device)
+    place = usable_device(device)
     base = base_of(name)
     model = load_model(base or name, dtype)
     if base is not None:
         model = _adapted(model, name)
     model.requires_grad_(False)
-    return Engine(model.to(placed).eval(), tokenizer=tokenizer)
+    return Engine(model.to(place).eval(), tokenizer=tokenizer)
 
 
-def _device(name: str | None) -> str:
-    """Refused before the weights are read."""
+def usable_device(name: str | None = None) -> str:
+    """None, auto: cuda where there is one, else cpu."""
     import torch
 
-    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not name:
-        return "cuda" if seen else "cpu"
-    kind, colon, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (colon and not number.isdecimal()):
-        raise BadSettings(f"device must be cpu, cuda or cuda:NUMBER, got {name!r}")
-    if kind == "cuda" and int(number or 0) >= seen:
-        raise BadSettings(f"device is {name}, but torch finds {seen} CUDA devices; `grpo-fast doctor` says more")
+    if name in (None, "auto"):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda":  # counted, not touched: whoever only plans takes no GPU's memory
+            if (device.index or 0) >= torch.cuda.device_count():
+                raise RuntimeError(f"torch finds {torch.cuda.device_count()} CUDA devices")
+        else:
+            torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise BadSettings(f"device {name} cannot be used: {first_line(error)}; `grpo-fast doctor` says more") from None
     return name
 
 

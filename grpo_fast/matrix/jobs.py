@@ -10,6 +10,7 @@ from typing import Any
 from grpo_fast import errors
 from grpo_fast.errors import GRPOFastError, RunFailed
 from grpo_fast.evaluate.answers import Answer
+from grpo_fast.evaluate.models import usable_device
 from grpo_fast.evaluate.run import AskSettings
 from grpo_fast.evaluate.sources import Source, open_sources
 from grpo_fast.matrix.questions import balanced
@@ -51,9 +52,7 @@ def ask_settings(settings: Settings) -> dict[str, Any]:
 
     from grpo_fast.train.assemble import compute_dtype
 
-    device = settings.run.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = usable_device(settings.run.device)
     dtype = str(compute_dtype(settings.model.dtype, torch.device(device))).removeprefix("torch.")
     found = AskSettings(
         prompt=settings.data.prompt, max_tokens=settings.max_tokens, max_pixels=settings.model.max_pixels,

@@ -23,6 +23,8 @@ class ChainSettings:
         for name in ("k", "max_tokens"):
             if getattr(self, name) < 1:
                 raise BadSettings(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 1 << 32:
+            raise BadSettings(f"--seed must lie between 0 and {(1 << 32) - 1}, got {self.seed}")
         if not self.temperature > 0:
             raise BadSettings(f"--temperature must be above 0, got {self.temperature}: chains have to differ")
         if not 0 < self.top_p <= 1:

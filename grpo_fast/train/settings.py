@@ -237,6 +237,7 @@ AT_LEAST = (
     ("warm_start", "sft_epochs", 0),
     ("warm_start", "sft_learning_rate", 0),
     ("warm_start", "sft_batch", 1),
+    ("run", "seed", 0),
     ("run", "keep", 1),
     ("run", "save_every", 0),
     ("run", "eval_every", 0),

@@ -146,7 +146,7 @@ def test_what_cannot_be_asked_is_named_and_tried_again(checkpoint: Path, tmp_pat
 def run(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    return command.run(parser.parse_args([*arguments, "--device", "cpu", "--max-tokens", "6"]))
+    return command.run(parser.parse_args(["--device", "cpu", "--max-tokens", "6", *arguments]))
 
 
 def test_two_models_end_to_end(
@@ -195,6 +195,9 @@ def test_two_models_end_to_end(
         ),
         (["--batch", "0"], BadSettings, "batch must be at least 1"),
         (["--max-samples", "-1"], BadSettings, "--max-samples must be at least 0"),
+        (["--seed", "-1", "--max-samples", "2"], BadSettings, "--seed must be at least 0, got -1"),
+        (["--device", "gpu"], BadSettings, "device gpu cannot be used: "),
+        (["--device", "cuda:99"], BadSettings, "device cuda:99 cannot be used: torch finds .* CUDA devices"),
         (["--model", "{tmp}", "{tmp}"], BadSettings, "twice"),
         (["--model", "{tmp}"], BadCheckpoint, "{tmp}"),
     ],

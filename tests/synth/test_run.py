@@ -313,6 +313,7 @@ def test_pictures_without_a_file_get_one(server: FaultyServer, tmp_path: Path) -
          "no such variable"),
         (["--data", "phantom", "--output", "x", "--server", "http://b", "--server-model", "m", "--extra", "["],
          "not valid JSON"),
+        (["--data", "phantom", "--output", "x", "--model", "a", "--seed", "-1"], "--seed must lie between 0 and"),
         (["--data", "phantom", "--output", "x", "--model", "a", "--name", "a/b"], "no part of a file name"),
         (["--data", "phantom", "--output", "x", "--model", "a", "--image-root", "nowhere"], "is no folder"),
         (["--data", "phantom", "--output", "x", "--model", "a", "--prompt", "no-think"], "--min-words 0"),

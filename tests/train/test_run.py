@@ -125,6 +125,7 @@ def lines_of(path: Path) -> list[str]:
         (["--data", "nowhere.jsonl"], 2, "nowhere.jsonl"),
         (["--model", "no/such/folder"], 2, "no/such/folder"),
         (["--group-size", "0"], 2, "group_size must be at least 1"),
+        (["--seed", "-1"], 2, "seed must be at least 0"),
         (["--rewards", "nothing.py:f"], 2, "nothing.py"),
         (["--modality", "x-ra"], 2, "x-ra"),
         (["--resume", "on"], 2, "no whole checkpoint"),
