@@ -62,7 +62,7 @@ class GRPOPolicy(nn.Module):
         for part in (self.core.language_model, self.core.visual):
             part.config._attn_implementation = ATTENTION
         if checkpointing:
-            _base(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            _recompute_activations(_base(model))
             self.train()  # transformers recomputes in this mode alone, and loads checkpoints in the other
 
     @property
@@ -210,6 +210,14 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 def _base(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _recompute_activations(model: Any) -> None:
+    kwargs = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+    else:  # transformers 5.10's name, which version 6 will not have
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
 
 
 def _trained(module: nn.Module) -> bool:
