@@ -5,15 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 import grpo_fast
 from grpo_fast import doctor
 from grpo_fast.cli import main, parser
+from grpo_fast.train import flags
+
+README = Path(__file__).parents[1] / "README.md"
+COMMANDS = re.findall(r"^(?:grpo-fast|torchrun .* -m grpo_fast) (.*)", README.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def options(of: argparse.ArgumentParser) -> set[str]:
@@ -88,6 +95,15 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
             main([name, "--help"])
         assert exit_.value.code == 0
         assert len(capsys.readouterr().out.splitlines()) > 5
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_readme_s_commands_lack_nothing(line: str) -> None:
+    given = parser().parse_args(shlex.split(line, comments=True))
+    if given.command in ("train", "sft", "matrix", "compare"):
+        flags.settings_of(given, command="sft" if given.command == "sft" else "train")
+    if given.command == "synth":
+        assert given.data and given.output, "synth asks for both"
 
 
 def test_doctor_json(capsys: pytest.CaptureFixture[str]) -> None:
