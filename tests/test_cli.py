@@ -11,12 +11,15 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import grpo_fast
 from grpo_fast import doctor
 from grpo_fast.cli import main, parser
+from grpo_fast.compare import command as compare_command
+from grpo_fast.matrix import command as matrix_command
 from grpo_fast.train import flags
 
 README = Path(__file__).parents[1] / "README.md"
@@ -104,6 +107,16 @@ def test_the_readme_s_commands_lack_nothing(line: str) -> None:
         flags.settings_of(given, command="sft" if given.command == "sft" else "train")
     if given.command == "synth":
         assert given.data and given.output, "synth asks for both"
+
+
+@pytest.mark.parametrize("study", [compare_command, matrix_command])
+def test_a_study_says_where_it_goes(study: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([study.__name__.split(".")[1], "--help"])
+    usage, _, shown = capsys.readouterr().out.partition("\n")
+    assert "[--output DIR]" in usage
+    about_output = shown[shown.index("  --output ") : shown.index("  --seed ")]
+    assert f"{study.FOLDER}/" in about_output
 
 
 def test_doctor_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes at once (default: one for each GPU; on a CPU one for every --threads cores, or for four)",
     )  # fmt: skip
     flags.add_arguments(parser, command="train")
-    parser.usage = "%(prog)s [--seeds N …] [--SETTING VALUE …] --output DIR"
+    parser.usage = "%(prog)s [--seeds N …] [--SETTING VALUE …] [--output DIR]"
     parser.epilog = EXAMPLES
 
 

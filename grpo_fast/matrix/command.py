@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--skip-unreadable", action="store_true", help="leave the row of a model that cannot be loaded empty"
     )
     flags.add_arguments(parser, command="train")
-    parser.usage = "%(prog)s [--by modality|question_type] [--models NAME=DIR …] [--SETTING VALUE …] --output DIR"
+    parser.usage = "%(prog)s [--by modality|question_type] [--models NAME=DIR …] [--SETTING VALUE …] [--output DIR]"
     parser.epilog = EXAMPLES
 
 

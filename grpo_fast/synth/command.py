@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", nargs="+", default=[], metavar="FILE", help="questions with gold answers; phantom")
+    parser.add_argument("--data", nargs="+", default=[], metavar="FILE", help="needed: questions with answers; phantom")
     parser.add_argument(
         "--image-folders", nargs="+", default=[], metavar="DIR",
         help="where relative image paths start: one for each of --data or one for all (default: beside each file)",
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt", default="think", metavar="STYLE",
         help="think, no-think, think-after, plain, or a template or file with {Question} in it (default think)",
     )  # fmt: skip
-    parser.add_argument("--output", type=Path, metavar="DIR", help="chains.jsonl, the two files and report.json")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="needed: for chains, the two files and report.json")
     parser.add_argument("--name", default="synth", help="of the files: NAME_rl.jsonl, NAME_sft.jsonl (default synth)")
     parser.add_argument(
         "--image-root", type=Path, metavar="DIR",

@@ -137,7 +137,7 @@ class WarmStartSettings:
 class RunSettings:
     """Where it runs, what it writes, when it looks up."""
 
-    output: str = setting("", "the run's folder; empty: runs/ and the date")
+    output: str = setting("", "the run's folder; empty: runs/ and the date (compare: comparison/, matrix: matrix/)")
     seed: int = setting(0, "of data order, sampling and a tiny model's weights")
     resume: Switch = setting("auto", "auto: go on from the folder's last checkpoint, if it has one; on: it must")
     eval_every: int = setting(20, "steps between evaluations; 0: only before and after")
