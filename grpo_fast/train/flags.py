@@ -97,8 +97,8 @@ def settings_of(arguments: argparse.Namespace, *, command: str, tiny: Mapping[st
     layers = [_flags(given, command)]
     if given.get("config") is not None:
         layers.insert(0, file_layer(_read(given["config"]), command, note_twins=True))
-    model = next((layer.all["model"] for layer in reversed(layers) if "model" in layer.all), None)
-    below, notes = recipes.layers(given.get("recipe"), model, command)
+    own = {name: value for layer in layers for name, value in layer.all.items()}
+    below, notes = recipes.layers(given.get("recipe"), own, command)
     if tiny and below and given.get("recipe") is None:
         below.append({name: Entry(name, value, "for the tiny model", "") for name, value in tiny.items()})
     layers = [file_layer(one, command) for one in below] + layers

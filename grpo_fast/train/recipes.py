@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.resources import files
+from typing import Any
 
 from grpo_fast.errors import BadSettings
 from grpo_fast.train.fields import FIELDS, nearest
@@ -40,23 +41,24 @@ def load(name: str, command: str) -> dict[str, Entry]:
     return found
 
 
-def layers(name: str | None, model: str | None, command: str) -> tuple[list[Mapping[str, Entry]], list[str]]:
-    """The settings below a user's own, lowest first, and what to say of them; `model` is the user's choice, if any.
+def layers(name: str | None, given: Mapping[str, Any], command: str) -> tuple[list[Mapping[str, Entry]], list[str]]:
+    """The settings below a user's own (`given`), lowest first, and what to say of them.
 
     A tiny model learns nothing at a real one's learning rate, so it always takes how it moves from its own recipe.
     """
     found: list[Mapping[str, Entry]] = [] if name is None else [load(name, command)]
     named = found[0]["model"].value if found and "model" in found[0] else TINY
-    if (model or named) != TINY or name == OF_TINY:
+    if (given.get("model") or named) != TINY or name == OF_TINY:
         return found, []
     tiny = load(OF_TINY, command)
     if name is None:
         return [tiny], []
     parts = {field: entry for field, entry in tiny.items() if field in FIELDS and _moves(field)}
-    return [*found, parts], [
-        f"the tiny model takes {', '.join(sorted(parts))} from recipe {OF_TINY}; rewards, prompt and loss stay "
-        f"those of {name}"
-    ]
+    taken = sorted(parts.keys() - given.keys())
+    said = (
+        f"the tiny model takes {', '.join(taken)} from recipe {OF_TINY}; rewards, prompt and loss stay those of {name}"
+    )
+    return [*found, parts], [said] if taken else []
 
 
 def _moves(field: str) -> bool:

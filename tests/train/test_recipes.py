@@ -139,9 +139,11 @@ def test_the_tiny_model_moves_as_phantom_says(name: str, capsys: pytest.CaptureF
     assert tiny.warm_start.sft_learning_rate == PHANTOM.warm_start.sft_learning_rate
 
 
-def test_flags_are_above_what_the_tiny_model_takes(tmp_path) -> None:
+def test_flags_are_above_what_the_tiny_model_takes(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.yaml").write_text("model: tiny\nsft_batch: 5\n")
     settings = read("--recipe", "med-r1", "--data", "phantom", "--config", str(tmp_path / "x.yaml"),
                     "--learning-rate", "0.25", "--max-completion-length", "99")  # fmt: skip
     assert (settings.optim.learning_rate, settings.loss.max_completion_length) == (0.25, 99)
     assert settings.warm_start.sft_batch == 5 and settings.optim.steps == PHANTOM.optim.steps
+    said = capsys.readouterr().err
+    assert "the tiny model takes lr_floor, " in said and "sft_batch" not in said and "max_completion_length" not in said
