@@ -6,12 +6,7 @@ import re
 
 from grpo_fast.rewards.text import key
 
-CHEST_LABELS = (
-    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis", "Hernia",
-    "Infiltration", "Mass", "Nodule", "Pleural Thickening", "Pneumonia", "Pneumothorax", "No Finding",
-)  # fmt: skip
 NO_FINDING = key("No Finding")
-CHEST = frozenset(map(key, CHEST_LABELS))
 FOUND, NO_FINDING_FOUND = 1.0, 0.25
 
 GOLD_LABEL = re.compile(r"[\w ,'&/()+.-]+")
