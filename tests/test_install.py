@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md", "CHANGELOG.md", "constraints.txt")
+SOURCES = (
+    "pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md",
+    "constraints.txt",
+)  # fmt: skip
 LIBRARY = "grpo_fast/_native/librow_pass.so"
 FOR_HOPPER = "grpo_fast/_native/libhead_gemm_sm90.so"
 BUILD = (  # a PEP 517 front end without isolation: builds with the setuptools at hand, installs nothing
@@ -24,7 +27,7 @@ BUILD = (  # a PEP 517 front end without isolation: builds with the setuptools a
 
 NVCC = shutil.which("nvcc")
 
-pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="needs a checkout")
+pytestmark = pytest.mark.skipif(not (ROOT / "kernels").is_dir(), reason="needs a checkout: here is an sdist")
 
 
 def has_compiler() -> bool:
@@ -39,7 +42,7 @@ def checkout(tmp_path: Path) -> Path:
     for name in SOURCES:
         shutil.copy(ROOT / name, copy)
     junk = shutil.ignore_patterns("__pycache__", "_native")
-    for folder in ("grpo_fast", "kernels", "csrc"):
+    for folder in ("grpo_fast", "kernels", "csrc", "benchmarks"):
         shutil.copytree(ROOT / folder, copy / folder, symlinks=True, ignore=junk)
     return copy
 
@@ -130,13 +133,18 @@ def test_required_native_code_that_fails_is_fatal(cxx: str, checkout: Path) -> N
 
 
 def test_sdist_builds_the_same_wheel(checkout: Path, tmp_path: Path) -> None:
+    own = checkout / "benchmarks" / "results" / "local" / "loss.json"
+    own.parent.mkdir(parents=True, exist_ok=True)
+    own.write_text("{}")
     sdist, said = build("sdist", checkout)
     assert sdist is not None, said
     with tarfile.open(sdist) as archive:
         names = [name.partition("/")[2] for name in archive.getnames()]
         archive.extractall(tmp_path / "unpacked", filter="data")
     assert "csrc/row_pass.cpp" in names and "grpo_fast/kernels/rows.py" in names
-    assert not [name for name in names if name.startswith("kernels/")]
+    assert not [name for name in names if name.startswith(("kernels/", "benchmarks/results/local"))]
+    # what its README tells to run and to read, and what its tests run
+    assert {"benchmarks/throughput.py", "benchmarks/results/README.md", "CONTRIBUTING.md"} <= set(names)
     (folder,) = (tmp_path / "unpacked").iterdir()
     again, said = build("wheel", folder, GRPO_FAST_NO_NATIVE="1")
     assert again is not None, said
