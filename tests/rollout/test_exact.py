@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft.tuners.lora import Linear as LoraLinear
 from policy_lab import picture, plain, prompt, tiny_model
 from rollout_lab import ROW_BYTES, hf_greedy, mixed_prompts, trainer_error
 
@@ -113,6 +112,9 @@ def test_adapters_are_active(merge: bool) -> None:
 
 
 def test_an_interrupt_amid_merging_leaves_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    import peft
+    from peft.tuners.lora import Linear as LoraLinear
+
     lora = peft.LoraConfig(target_modules=r".*(q_proj|down_proj)", init_lora_weights=False)
     model = peft.get_peft_model(tiny_model("qwen2_vl", torch.float32), lora)
     before = {name: x.clone() for name, x in model.state_dict().items()}
