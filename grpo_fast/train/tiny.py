@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo_fast.errors import BadSettings
+from grpo_fast.errors import BadSettings, RunFailed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -59,6 +59,7 @@ def build(
 ) -> Path:
     """Writes config, weights, tokenizer, preprocessing and chat template; the same arguments write the same bytes."""
     import torch
+    from safetensors import SafetensorError
     from transformers import Qwen2VLForConditionalGeneration
 
     folder = Path(folder)
@@ -68,9 +69,12 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2VLForConditionalGeneration(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing(min_pixels, max_pixels), indent=1))
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing(min_pixels, max_pixels), indent=1))
+    except (OSError, SafetensorError) as error:  # safetensors has its own name for a full disk
+        raise RunFailed(f"the tiny model could not be written to {folder}: {error}") from error
     return folder
 
 

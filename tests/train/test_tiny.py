@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from grpo_fast.data.phantom import phantom
-from grpo_fast.errors import BadSettings
+from grpo_fast.errors import BadSettings, RunFailed
 from grpo_fast.policy.processor import Processor
 from grpo_fast.rollout import Engine, SamplingParams
 from grpo_fast.train import tiny
@@ -134,3 +135,15 @@ def test_too_small_a_vocabulary_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match="267"):
         tiny.build(tmp_path / "none", TEXTS, vocabulary=200)
     assert not (tmp_path / "none" / "config.json").exists()
+
+
+def test_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors import SafetensorError
+    from transformers import Qwen2VLForConditionalGeneration
+
+    def full(*_: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(Qwen2VLForConditionalGeneration, "save_pretrained", full)
+    with pytest.raises(RunFailed, match=r"could not be written to .*No space left"):
+        tiny.build(tmp_path / "tiny", ["a text"])
