@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from grpo_fast.train.ending import ending
@@ -131,7 +134,15 @@ class Lines:
     def __exit__(self, *_: object) -> None: ...
 
     def _say(self, line: str) -> None:
-        print(line, file=self.out, flush=True)
+        """Where nobody reads any more (a pipe's end closed, a log's disk full) the run ends as after Ctrl-C: saved."""
+        try:
+            print(line, file=self.out, flush=True)
+        except OSError as error:
+            with suppress(OSError):
+                print(f"grpo-fast: the output cannot be written ({error.strerror}): the run ends", file=sys.stderr)
+            with open(os.devnull, "w") as null:  # for what is still in the buffer, and for what follows
+                os.dup2(null.fileno(), self.out.fileno())
+            signal.raise_signal(signal.SIGINT)
 
 
 class Silent(Lines):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from forks import Fork
-from train.small import SMALL, start
+from train.small import ROOT, SMALL, start
 
 SFT = ["--max-samples", "64", "--eval-samples", "4", "--sft-steps", "2", "--sft-batch", "8", "--threads", "1"]
 
@@ -162,6 +162,24 @@ def test_a_model_folder_without_weights(tmp_path: Path, straight: Path, capsys) 
             (folder / file.name).write_bytes(file.read_bytes())
     assert main(["train", "--model", str(folder), "--output", str(tmp_path / "run"), *SMALL]) == 2
     assert "weights" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_ends_the_run_with_a_checkpoint(straight: Path, tmp_path: Path) -> None:
+    output = tmp_path / "piped"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "grpo_fast", "train", "--output", str(output), *SMALL, "--save-every", "0"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert process.stdout is not None and process.stderr is not None
+    while not process.stdout.readline().startswith("GRPO 1/6"):
+        pass
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait() == 1
+    assert "the output cannot be written (Broken pipe)" in said and "Traceback" not in said and "Exception" not in said
+    assert list((output / "checkpoints").glob("step-*"))
+    assert start(output, "--save-every", "0").wait()[0] == 0
+    assert (output / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
 
 
 def test_rewards_that_are_all_alike_are_spoken_of_once(tmp_path: Path) -> None:
