@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from grpo_fast.errors import BadCheckpoint
 from grpo_fast.losses.grpo import GRPOLoss
 from grpo_fast.ops.kv_gather import kv_gather
 from grpo_fast.ops.linear_logprobs import linear_logprobs
@@ -248,12 +249,12 @@ def _no_mask(model_type: str, embeds: Tensor) -> Any:
 
 def _refuse_unsupported(config: Any) -> None:
     if config.model_type not in MODEL_TYPES:
-        raise ValueError(f"model type {config.model_type!r} is not supported; known: {', '.join(MODEL_TYPES)}")
+        raise BadCheckpoint(f"model type {config.model_type!r} is not supported; known: {', '.join(MODEL_TYPES)}")
     text = config.text_config
     if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
-        raise ValueError(
+        raise BadCheckpoint(
             "the model has sliding-window attention layers, which the shared prompt cannot serve; "
             "set use_sliding_window to false in its text config"
         )
     if getattr(text, "attention_dropout", 0.0):
-        raise ValueError(f"attention_dropout is {text.attention_dropout}; set it to 0: packed attention has none")
+        raise BadCheckpoint(f"attention_dropout is {text.attention_dropout}; set it to 0: packed attention has none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,15 @@ def test_mistakes_are_named(
 def test_an_unknown_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "--model", str(tmp_path), "--prompt", "what?"]) == 2
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_cannot_be_served_is_a_sentence(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "sliding"
+    shutil.copytree(checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= {"layer_types": ["sliding_attention"], "use_sliding_window": True, "sliding_window": 16}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main(["generate", "--model", str(folder), "--prompt", "what?"]) == 2
+    assert "set use_sliding_window to false" in capsys.readouterr().err
