@@ -48,7 +48,7 @@ class ChainFile:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock(self._open.enter_context(open(self.folder / LOCK, "wb")), self.folder)
-            if self.fresh or not self.path.exists():
+            if self.fresh or not self.path.exists() or not self.path.stat().st_size:
                 replace(self.path, b"")  # before the settings: new ones never stand beside old chains
                 replace(self.folder / SETTINGS, json.dumps(self.settings, indent=1).encode() + b"\n")
             else:

@@ -70,11 +70,20 @@ def test_other_settings_are_refused_with_what_changed(tmp_path: Path) -> None:
     assert path.read_bytes()
     with ChainFile(tmp_path, {**SETTINGS, "k": 3}, fresh=True) as file:
         assert len(file) == 0
+        file.append([(sample(1), outcome(1))])
     with pytest.raises(BadSettings, match="k was 3, is 2"):
         ChainFile(tmp_path, SETTINGS).__enter__()
     (tmp_path / "settings.json").write_text("{")
     with pytest.raises(BadSettings, match=r"settings.json cannot be read"):
         ChainFile(tmp_path, SETTINGS).__enter__()
+
+
+def test_a_folder_without_chains_takes_any_settings(tmp_path: Path) -> None:
+    written(tmp_path)
+    with ChainFile(tmp_path, {**SETTINGS, "model": "the right name"}) as file:
+        file.append([(sample(1), outcome(1))])
+    with pytest.raises(BadSettings, match="model was 'the right name', is 'm'"):
+        written(tmp_path)
 
 
 def test_other_data_are_refused(tmp_path: Path) -> None:
