@@ -34,7 +34,9 @@ const Bars = (() => {
     }
     const middle = box.left + ((chart.median + 0.5) / chart.width) * step;
     svg("line", { x1: middle, x2: middle, y1: box.top, y2: box.bottom, class: "median" }, root);
-    svg("text", { x: middle + 5, y: box.top - 3, class: "halo" }, root, `median ${chart.median}`);
+    const said = `median ${chart.median}`;
+    const place = middle + 5 + 6.4 * said.length <= width ? { x: middle + 5 } : { x: middle - 5, "text-anchor": "end" };
+    svg("text", { ...place, y: box.top - 3, class: "halo" }, root, said);
     slots(figure, root, chart.all.length, (i) => {
       const from = i * chart.width;
       const open = chart.open && i === chart.all.length - 1;

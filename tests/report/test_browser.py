@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -57,3 +58,24 @@ def test_a_script_that_was_changed_does_not_run(run_folder: Path, tmp_path: Path
     page.write_text(html, encoding="utf-8")
     document, console = opened(page, tmp_path / "profile")
     assert any("Content Security Policy" in line for line in console) and 'class="line' not in document
+
+
+@needs_chromium
+def test_the_median_of_equal_lengths_is_named_inside_its_chart(tmp_path: Path) -> None:
+    """Nearly all answers as long as the longest: the median stands at the right edge."""
+    lengths = [1, *[61] * 30]
+    rows = [
+        {"step": n, "phase": "grpo", "id": str(n), "completions": [{"text": "word " * words, "correct": True}]}
+        for n, words in enumerate(lengths)
+    ]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    page = tmp_path / "page.html"
+    page.write_text(build(read_folders([tmp_path / "run"]), cases=0), encoding="utf-8")
+    document, _ = opened(page, tmp_path / "profile")
+    figure = next(one for one in document.split("data-chart=")[1:] if "median 61" in one)
+    width = float(re.search(r'viewBox="0 0 ([\d.]+)', figure)[1])
+    label = re.search(r"<text ([^>]*)>median 61<", figure)[1]
+    start, size = float(re.search(r'x="([\d.]+)"', label)[1]), 6 * len("median 61")
+    left, right = (start - size, start) if 'text-anchor="end"' in label else (start, start + size)
+    assert 0 <= left < right <= width
