@@ -14,6 +14,16 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+def unreadable() -> tuple[type[Exception], ...]:
+    """Everything that PIL raises on pictures that are broken."""
+    from PIL.Image import DecompressionBombError
+
+    return (
+        OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, RuntimeError, struct.error,
+        zlib.error, DecompressionBombError,
+    )  # fmt: skip
+
+
 def decode(source: Path | bytes) -> Image:
     """With its pixels in memory: a truncated file fails here, where its record is known."""
     from PIL import Image as images
@@ -21,10 +31,7 @@ def decode(source: Path | bytes) -> Image:
     try:
         image = images.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         image.load()
-    except (
-        OSError, EOFError, SyntaxError, ValueError, IndexError, OverflowError, RuntimeError, struct.error, zlib.error,
-        images.DecompressionBombError,
-    ) as error:  # fmt: skip
+    except unreadable() as error:
         reason: object = error
         if isinstance(error, images.UnidentifiedImageError):
             dicom = isinstance(source, Path) and source.suffix.lower() in (".dcm", ".dicom")

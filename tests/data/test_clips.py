@@ -51,6 +51,23 @@ def test_animations(tmp_path: Path, name: str) -> None:
         assert greys(clip()) == list(frames) == greys(pickle.loads(pickle.dumps(clip))())
 
 
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.tif"])
+def test_damaged_animations_are_named(tmp_path: Path, name: str) -> None:
+    """Cut anywhere, or with a byte in a frame that is another: PIL has many ways to say so."""
+    whole = animation(tmp_path / name, 3, 100, (8, 8)).read_bytes()
+    refused = 0
+    damaged = [whole[:cut] for cut in range(12, len(whole), 3)]
+    damaged += [whole[:at] + b"\x09" + whole[at + 1 :] for at in range(len(whole) // 2, len(whole), 7)]
+    for content in damaged:
+        (tmp_path / name).write_bytes(content)
+        try:
+            shown(f"{name}#frames=all", tmp_path)
+        except (BadData, BadImage) as error:
+            assert str(error).startswith(f"t:1: image {tmp_path}/{name} ")
+            refused += 1
+    assert refused > 15
+
+
 def test_long_videos_are_thinned_out(tmp_path: Path) -> None:
     animation(tmp_path / "a.gif", 200, 500, (8, 8))
     (clip,) = sample_of(tmp_path, video_record("a.gif")).videos

@@ -258,6 +258,12 @@ def unknown_encoding(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.99999.9.9.9\0"))
 
 
+def wrong_length(path: Path) -> None:
+    content = bytearray(bundled(CT).read_bytes())
+    content[138] = 6  # of the first number of the header, which has four bytes
+    path.write_bytes(content)
+
+
 BAD_FILES = {
     "no pixels": ("test-SR.dcm", r"has no pixels \(it is of modality SR\)"),
     "a plan": ("rtplan.dcm", r"has no pixels \(it is of modality RTPLAN\)"),
@@ -273,6 +279,7 @@ BAD_FILES = {
     "unknown encoding": (unknown_encoding, "encoded or encrypted as 1.2.840.99999.9.9.9|cannot be decoded|no readable"),
     "only a header": (lambda path: path.write_bytes(b"\0" * 128 + b"DICM"), "no transfer syntax|has no pixels"),
     "garbage": (lambda path: path.write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 300), "is no readable|has no pixels"),
+    "a length that does not fit": (wrong_length, "is no readable DICOM file: Expected total bytes"),
     "a colour space": (lambda path: changed(path, PhotometricInterpretation="HSV"), "HSV|cannot be decoded"),
     "a list of files": ("dicomdirtests/DICOMDIR", "is a DICOMDIR, a list of files: name one of them"),
     "axis": (f"{CT}#axis=1", "is a DICOM file: #axis=1: axis and time are for NIfTI volumes"),

@@ -152,6 +152,12 @@ def pair(path: Path) -> None:
     path.with_suffix(".hdr").rename(path)
 
 
+def too_large(path: Path) -> None:
+    content = bytearray(nibabel.Nifti2Image(np.zeros((10, 9, 8), np.int16), np.eye(4)).to_bytes())
+    content[16 + 3 * 8 + 4] = 128  # of the 64-bit length of the third axis
+    path.write_bytes(content)
+
+
 BAD_VOLUMES = {
     "NaN": (with_nan, r"holds NaN or infinite values \(1 of the 750 in one slice\)"),
     "infinite": (lambda p: written(p, np.full(SHAPE, np.inf)), r"750 of the 750"),
@@ -159,6 +165,10 @@ BAD_VOLUMES = {
     "cut": (lambda p: p.write_bytes(written(p, HEAD).read_bytes()[:5000]), "is no readable NIfTI volume"),
     "only a header": (lambda p: p.write_bytes(written(p, HEAD).read_bytes()[:352]), "is no readable NIfTI volume"),
     "cut header": (lambda p: p.write_bytes(written(p, HEAD).read_bytes()[:348]), "is no readable NIfTI volume"),
+    "cut header of the second kind": (
+        lambda p: p.write_bytes(nibabel.Nifti2Image(HEAD, np.eye(4)).to_bytes()[:500]), "is no readable NIfTI volume",
+    ),
+    "a size beyond the file": (too_large, r"\(10, 9, 549755813896\) voxels are more than such a file can hold"),
     "five dimensions": (lambda p: written(p, np.zeros((4, 4, 4, 3, 2))), "is a volume of 5 dimensions"),
     "a pair": (pair, r"is the header of a volume in two files \(.hdr and .img\)"),
 }  # fmt: skip

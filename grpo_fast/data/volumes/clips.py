@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo_fast.data.decode import decode
+from grpo_fast.data.decode import decode, unreadable
 from grpo_fast.errors import BadImage
 
 if TYPE_CHECKING:
@@ -62,7 +62,10 @@ class Animation:
     def __init__(self, path: Path) -> None:
         self.path = path
         image: Any = decode(path)
-        self.count = int(getattr(image, "n_frames", 1))
+        try:
+            self.count = int(getattr(image, "n_frames", 1))
+        except unreadable() as error:
+            raise BadImage(f"is an animation whose frames cannot be counted: {error}") from error
         shown = sum(image.info.get("duration", 0) for _ in self._frames(image)) / 1000 if self.count > 1 else 0
         self.seconds: float | None = shown or None
 
@@ -79,7 +82,7 @@ class Animation:
                 image.seek(index)
                 image.load()
                 yield image
-        except (OSError, EOFError, SyntaxError, ValueError) as error:
+        except unreadable() as error:
             raise BadImage(f"is an animation whose frame {index} cannot be read: {error}") from error
 
 

@@ -23,11 +23,16 @@ if TYPE_CHECKING:
 INSTALL = 'pip install "grpo-fast[medical]"'
 DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR: a list of files, no image
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-# Everything that pydicom and its plugins raise on files that are broken or of a kind that they do not know.
-UNREADABLE = (
-    AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError, OSError, EOFError, OverflowError,
-    struct.error, zlib.error,
-)  # fmt: skip
+
+
+def unreadable() -> tuple[type[Exception], ...]:
+    """Everything that pydicom and its plugins raise on files that are broken or of a kind that they do not know."""
+    from pydicom.errors import BytesLengthException
+
+    return (
+        AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError, OSError, EOFError, OverflowError,
+        struct.error, zlib.error, BytesLengthException,
+    )  # fmt: skip
 
 
 class DicomFile:
@@ -55,7 +60,7 @@ def named(what: str) -> Iterator[None]:
         yield
     except BadImage:
         raise
-    except UNREADABLE as error:
+    except unreadable() as error:
         raise BadImage(f"{what}: {_first_line(error)}") from error
 
 
@@ -72,7 +77,7 @@ def read(source: Path | bytes, *, pixels: bool = True) -> Dataset:
         raise BadImage(f"is a DICOM file, which needs pydicom: {INSTALL}") from error
     try:
         dataset = dcmread(io.BytesIO(source) if isinstance(source, bytes) else source, stop_before_pixels=not pixels)
-    except UNREADABLE as error:
+    except unreadable() as error:
         raise BadImage(f"is no readable DICOM file: {_first_line(error)}") from error
     return dataset
 
@@ -99,7 +104,7 @@ def decoded(dataset: Dataset, frame: int) -> np.ndarray:
         raise BadImage(f"has no pixels (it is of modality {dataset.get('Modality') or 'unknown'})")
     try:
         values = pixel_array(dataset, index=frame)
-    except UNREADABLE as error:
+    except unreadable() as error:
         raise BadImage(_why_not(dataset, error)) from error
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise BadImage("holds values that are NaN or infinite")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import logging
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 GZIP = b"\x1f\x8b"
+MOST_PACKED = 1032  # bytes that gzip makes one of, at best
 HEADER = 540  # bytes of the longer of the two kinds
 RGB = ("R", "G", "B")
 
@@ -49,6 +51,9 @@ class NiftiFile:
         self.choice = choice
         with _opened(source) as image:
             self.shape: tuple[int, ...] = image.shape
+            said = math.prod(self.shape) * image.get_data_dtype().itemsize
+            if said > MOST_PACKED * (len(source) if isinstance(source, bytes) else source.stat().st_size):
+                raise BadImage(f"is no readable NIfTI volume: {self.shape} voxels are more than such a file can hold")
             self.axes, self.flips = _canonical(image.affine)
         spatial, rest = (*self.shape[:3], 1, 1)[:3], [length for length in self.shape[3:] if length != 1]
         if len(rest) > 1:
@@ -136,6 +141,7 @@ def _opened(source: Path | bytes) -> Iterator[Any]:
     try:
         import nibabel
         from nibabel.spatialimages import HeaderDataError
+        from nibabel.wrapstruct import WrapStructError
     except ImportError as error:
         raise BadImage(f"is a NIfTI volume, which needs nibabel: {INSTALL}") from error
     try:
@@ -153,7 +159,7 @@ def _opened(source: Path | bytes) -> Iterator[Any]:
     except BadImage:
         raise
     except (
-        OSError, EOFError, ValueError, KeyError, TypeError, IndexError, OverflowError, zlib.error,
-        HeaderDataError,
+        OSError, EOFError, ValueError, KeyError, TypeError, IndexError, OverflowError, MemoryError, zlib.error,
+        HeaderDataError, WrapStructError,
     ) as error:  # fmt: skip
-        raise BadImage(f"is no readable NIfTI volume: {error}") from error
+        raise BadImage(f"is no readable NIfTI volume: {str(error) or type(error).__name__}") from error
