@@ -10,7 +10,7 @@ NO_FINDING = key("No Finding")
 FOUND, NO_FINDING_FOUND = 1.0, 0.25
 
 GOLD_LABEL = re.compile(r"[\w ,'&/()+.-]+")
-SEPARATOR = re.compile(r"[|,;\n/]|\band\b|&")
+SEPARATOR = re.compile(r"[|,;\n/，；、]|\band\b|&")
 
 
 def gold_labels(gold: str) -> frozenset[str] | None:

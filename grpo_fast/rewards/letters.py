@@ -11,13 +11,13 @@ from grpo_fast.rewards.text import key, plain
 MARKER = re.compile(r"(?<![A-Za-z0-9])([(\[]?)([A-Za-z])([)\].:])\s*")
 AFTER_OPTIONS = re.compile(r"\n|(?<=[\s.])(?:Your task:|Please\b|Answer with\b|Respond with\b|Choose\b|Select\b)")
 
-BARE = re.compile(r"[(\[]?([A-Za-z])[)\].:,]?")
-PREFIXED = re.compile(r"[(\[]?([A-Za-z])([)\]]\s*[.:,]?\s*|[.:,]\s+|[.:](?=\S)|\s+-\s+)(.+)", re.DOTALL)
+BARE = re.compile(r"[(\[]?([A-Za-z])[)\]]?[.:,;!]?")
+PREFIXED = re.compile(r"[(\[]?([A-Za-z])([)\]]\s*[.:,]?\s*|[.:,]\s+|[.:,](?=\S)|\s+-\s+)(.+)", re.DOTALL)
 SPACED = re.compile(r"([A-Za-z])\s+(.+)", re.DOTALL)
 SUFFIXED = re.compile(r"(.+?)\s*[(\[]([A-Za-z])[)\]]\.?", re.DOTALL)
 LEAD_IN = re.compile(
-    r"(?:the\s+)?(?:(?:correct|final|best|right)\s+)?(?:answer|option|choice|letter)\b\s*(?:is\b|:|=)?\s*"
-    r"(?:(?:option|choice|letter)\s+)?(.+)",
+    r"(?:(?:the\s+)?(?:(?:correct|final|best|right)\s+)?(?:answer|option|choice|letter)\b\s*(?:is\b|:|=)?\s*"
+    r"(?:(?:option|choice|letter)\s+)?|(?:正确|最终)?(?:答案|选项|选择|选)\s*[是为:]?\s*)(.+)",
     re.IGNORECASE | re.DOTALL,
 )
 YES_NO = re.compile(r"(yes|no|true|false)\b(?!\s*(?:,|/|or|and)\s*(?:yes|no|true|false)\b)")
@@ -64,8 +64,10 @@ def letter_of(answer: str, choices: Mapping[str, str]) -> str | None:
         return _prefixed(prefixed, choices)
     for pattern, at, rest_at in ((SPACED, 1, 2), (SUFFIXED, 2, 1)):
         found = pattern.fullmatch(said)
-        if found and found[at].upper() in choices and key(found[rest_at]) == key(choices[found[at].upper()]):
-            return found[at].upper()
+        if found and found[at].upper() in choices:
+            rest, own = found[rest_at], key(choices[found[at].upper()])
+            if own in (key(rest), key(rest.strip("()[]. "))):
+                return found[at].upper()
     lead_in = LEAD_IN.fullmatch(said)
     if lead_in:
         return letter_of(lead_in[1], choices)
@@ -79,7 +81,9 @@ def _prefixed(found: re.Match[str], choices: Mapping[str, str]) -> str | None:
     named = letter_of(rest, choices)
     if named is not None:
         return letter if named == letter else None
+    listed = PREFIXED.match(rest)  # "A, B, C"
     others = {other for _, other, _ in MARKER.findall(rest) if other.isupper()} - {letter}
+    others |= {listed[1]} - {letter} if listed and listed[1].isupper() else set()
     if others & set(choices or others):
         return None
     if not choices:

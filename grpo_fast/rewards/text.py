@@ -8,6 +8,7 @@ import unicodedata
 RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
+CHINESE = str.maketrans({"、": ", ", "。": ".", "【": "[", "】": "]"})  # what NFKC leaves as it is
 DASHES = re.compile("[\u2010-\u2015\u2212]")
 EDGES = " \t\r\n.,;:!?。、'\"“”‘’`*_"
 LATEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
@@ -18,7 +19,7 @@ def plain(text: str) -> str:
     # NFKC alone would read 10³ as 103 and 1½ as 11/2
     text = RAISED.sub(lambda found: "^" + found[0].translate(SUPERSCRIPTS), text)
     text = re.sub("(?<=[0-9])(?=[½⅓⅔¼¾⅛])", " ", text)
-    text = unicodedata.normalize("NFKC", text).replace("\u2044", "/")
+    text = unicodedata.normalize("NFKC", text).replace("\u2044", "/").translate(CHINESE)
     text = " ".join(DASHES.sub("-", INVISIBLE.sub("", text)).split())
     text = LATEX_TEXT.sub(r"\1", unboxed(text)).replace("**", "").replace("__", "").strip()
     while len(text) > 2 and text[0] == text[-1] and text[0] in "*_`$\"'":
