@@ -32,6 +32,7 @@ from grpo_fast.rewards.columns import chatml, columns
 from grpo_fast.types import Sample
 
 Form = Literal["trl", "easyr1", "easyr1-one", "easyr1-pairs", "easyr1-pair", "mm-eureka"]
+GIVEN = {"easyr1": 1, "easyr1-one": 1, "easyr1-pairs": 2, "easyr1-pair": 2, "mm-eureka": 3}  # by position
 FORMS_TOLD = (
     "f(prompts, completions, **columns) as in TRL, compute_score(reward_inputs) or compute_score(reward_input) as in "
     "EasyR1, or reward_func(queries, prompts, labels) as in MM-EUREKA"
@@ -126,6 +127,12 @@ def load_hook(spec: str) -> Hook:
     named = (p for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
     needed = {p.name: p.default is p.empty for p in named}
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    unset = [name for name, need in needed.items() if need and name not in list(parameters)[: GIVEN.get(form)]]
+    if unset:
+        raise BadReward(
+            f"reward {spec} needs {', '.join(unset)}, which nothing here sets: give "
+            f"{'it' if len(unset) == 1 else 'each'} a default in the file"
+        )
     requires = frozenset(name for name, need in needed.items() if need)
     return Hook(name, spec, function, form, None if anything else frozenset(needed), requires)
 

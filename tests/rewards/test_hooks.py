@@ -177,6 +177,24 @@ def test_what_is_wrong_with_a_file(tmp_path: Path, text: str, name: str, told: s
         reward(write(tmp_path, text) + f":{name}")
 
 
+@pytest.mark.parametrize(
+    ("signature", "needs"),
+    [
+        ("compute_score(reward_inputs, max_response_length, overlong_buffer_length=8, *, factor)",
+         "max_response_length, factor"),
+        ("compute_score(reward_input, scale)", "scale"),
+        ("compute_score(predicts, ground_truths, scale)", "scale"),
+        ("compute_score(predict_str, ground_truth, mask)", "mask"),
+        ("reward_func(queries, prompts, labels, scale)", "scale"),
+    ],
+)  # fmt: skip
+def test_parameters_that_nothing_sets_are_named_before_the_run(tmp_path: Path, signature: str, needs: str) -> None:
+    """EasyR1's dapo.py is told three of them by its settings."""
+    file = write(tmp_path, f"def {signature}: ...\n")
+    with pytest.raises(BadReward, match=rf"needs {needs}, which nothing here sets: give .* a default in the file"):
+        RewardSet.of([f"{file}:{signature.partition('(')[0]}"])
+
+
 def test_a_missing_file_and_an_unnamed_function(tmp_path: Path) -> None:
     with pytest.raises(BadReward, match=r"there is no file .*absent\.py"):
         RewardSet.of([f"{tmp_path}/absent.py:f"])
