@@ -82,6 +82,14 @@ def test_half_a_line_at_the_end_is_named(whole: Path, tmp_path: Path) -> None:
     assert "metrics.jsonl ends in half a line" in page.text and "not finished" in page.text
 
 
+def test_broken_lines_are_counted_and_the_first_is_named(whole: Path, tmp_path: Path) -> None:
+    folder = copytree(whole, tmp_path / "run")
+    first, *others = (whole / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_bytes(b"".join([first, b"{\n", *others, b"null\n"]))
+    number = len(others) + 3
+    assert f"metrics.jsonl: 2 of {number} lines are no JSON objects (the first is line 2)" in page_of(folder).text
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl", "timing.jsonl", "settings.yaml", "summary.json"])
 def test_each_file_may_be_missing_or_alone_or_empty(name: str, whole: Path, tmp_path: Path) -> None:
     folder = copytree(whole, tmp_path / "run")

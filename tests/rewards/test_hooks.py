@@ -225,6 +225,13 @@ def test_a_broken_reward_stops_the_run(tmp_path: Path, body: str, told: str) -> 
         rewards([sample()], [GROUP])
 
 
+def test_a_lone_completion_is_not_asked_again_to_find_what_broke(tmp_path: Path) -> None:
+    text = "asked = 0\ndef f(completions, **kwargs):\n    global asked\n    asked += 1\n    assert asked > 1\n"
+    file = write(tmp_path, text + "    return [0.0]\n")
+    with RewardSet.of([f"{file}:f"]) as rewards, pytest.raises(RunFailed, match=r"train\.jsonl:7, completion 1"):
+        rewards([sample()], [("A",)])
+
+
 def test_tensors_and_arrays_are_numbers(tmp_path: Path) -> None:
     text = "import numpy, torch\ndef f(completions, **k): return [torch.tensor(1.0), numpy.float32(0.5), True]\n"
     text += "def g(completions, **k): return numpy.arange(3)\n"
