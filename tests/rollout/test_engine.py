@@ -79,7 +79,8 @@ def test_every_image_and_every_prompt_once(model) -> None:
     assert (stats.images, stats.prefilled_tokens) == (2, sum(lengths))
     assert stats.kv_rows == sum(length + group_size * tokens for length in lengths)
     assert stats.kv_bytes == stats.kv_rows * ROW_BYTES
-    assert stats.sampled_tokens == 3 * group_size * tokens and stats.finished == 3 * group_size
+    assert stats.sampled_tokens == 3 * group_size * tokens
+    assert stats.finished == stats.completions == 3 * group_size
     assert engine._pool is not None and engine._pool.rows == stats.kv_rows and engine._pool.used == 0
     buffers = sum(x.numel() * x.element_size() for x in (*engine._pool.keys, *engine._pool.values))
     assert buffers == stats.kv_bytes

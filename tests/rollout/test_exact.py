@@ -163,6 +163,19 @@ def test_a_seed_gives_the_same_tokens_and_bits_in_any_company() -> None:
     assert not torch.equal(alone.completions[0], another.completions[0])
 
 
+def test_a_short_prompt_has_the_same_bits_in_any_company() -> None:
+    """A product of few rows takes another path, with other last bits, than one of many."""
+    model = tiny_model("qwen2_vl", torch.float32)
+    engine, params = Engine(model), SamplingParams(max_tokens=4, stop_tokens=())
+    (long,) = mixed_prompts(model, 4)[3:]
+    for length in range(1, 12):
+        short = prompt(model, [length], seed=length)
+        (alone,) = engine.generate([short], 2, params, seeds=[9])
+        together, _ = engine.generate([short, long], 2, params, seeds=[9, 1])
+        for a, b in zip(alone.sampler_logps, together.sampler_logps, strict=True):
+            assert torch.equal(a, b), f"a prompt of {length}"
+
+
 def test_a_prompt_that_comes_twice_gets_different_completions() -> None:
     model = tiny_model("qwen2_vl", torch.float32)
     one = prompt(model, [3, picture(1, dtype=torch.float32), 2])
