@@ -114,14 +114,18 @@ class Head:
                 yield slice(start, min(start + size, n))
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """The weight in the dtype of the products: whole, or in widened blocks of the vocabulary."""
+        """The weight in the dtype of the products: whole, or in widened blocks of the vocabulary, each in the place of
+        the one before."""
         if self._w is not None:
             yield slice(0, self.v), self._w
             return
-        step = max(1, WIDEN_BYTES // (self.h * self.wide.itemsize))
+        weight = self.weights.weight
+        rounded = 0 if weight.dtype == self.dtype else self.dtype.itemsize  # autocast: beside the widened block
+        step = min(self.v, max(1, WIDEN_BYTES // (self.h * (self.wide.itemsize + rounded))))
+        wide = torch.empty(step, self.h, dtype=self.wide, device=weight.device)
         for start in range(0, self.v, step):
             part = slice(start, min(start + step, self.v))
-            yield part, self.weights.weight[part].to(self.dtype).to(self.wide)
+            yield part, wide[: part.stop - start].copy_(weight[part].to(self.dtype))
 
     def _mm(self, a: Tensor, b: Tensor, out: Tensor, accumulate: bool = False) -> None:
         """out (+)= a @ b, in fp32 (fp64 for fp64 operands), whatever the operands."""

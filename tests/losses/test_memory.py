@@ -9,6 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from grpo_fast import GRPOLoss
+from grpo_fast.ops import head, layout
 from grpo_fast.ops.backends import usable
 from grpo_fast.ops.rows import BLOCK_BYTES
 
@@ -17,12 +18,15 @@ BUDGET = 4 << 20  # 250 rows of fp32 logits: a fraction of the smallest batch
 WORK = 0 if usable("native")[0] else 6 * BLOCK_BYTES  # torch's own row pass: temporaries of one block of rows
 
 
-def peak_bytes(n: int, options: dict[str, Any], trained: bool = True, grad: bool = True) -> int:
+def peak_bytes(
+    n: int, options: dict[str, Any], trained: bool = True, grad: bool = True,
+    *, h: int = H, v: int = V, dtype: torch.dtype = torch.float32,
+) -> int:  # fmt: skip
     """The highest sum of live allocations that one forward and backward made, without the two gradients."""
     gen = torch.Generator().manual_seed(0)
-    hidden = torch.randn(n // T, T, H, generator=gen, requires_grad=grad)
-    weight = torch.randn(V, H, generator=gen, requires_grad=grad and trained)
-    targets = torch.randint(V, (n // T, T), generator=gen)
+    hidden = torch.randn(n // T, T, h, generator=gen).to(dtype).requires_grad_(grad)
+    weight = torch.randn(v, h, generator=gen).to(dtype).requires_grad_(grad and trained)
+    targets = torch.randint(v, (n // T, T), generator=gen)
     advantages, mask = torch.randn(n // T, generator=gen), torch.ones(n // T, T)
     old = -8 + 0.1 * torch.randn(n // T, T, generator=gen)
     loss_fn = GRPOLoss(**options, chunk_bytes=BUDGET)
@@ -67,3 +71,17 @@ def test_peak_stays_within_the_budget_and_flat(options: dict[str, Any], trained:
 
 def test_scoring_alone_stays_within_the_budget() -> None:
     assert peak_bytes(8192, {}, grad=False) <= BUDGET + WORK + 300 * 8192
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "autocast"])
+def test_a_16_bit_head_is_widened_block_by_block(
+    dtype: torch.dtype, trained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One chunk of rows, so that the head's gradient is written as it is kept, from products in fp32."""
+    for room in (head, layout):
+        monkeypatch.setattr(room, "WIDEN_BYTES", 1 << 20)
+    h, v = 256, 8192
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+        peak = peak_bytes(T, {}, trained, h=h, v=v, dtype=dtype)
+    assert peak <= BUDGET + WORK < v * h * 4, peak
