@@ -64,9 +64,9 @@ def fake_grads(
 ) -> list[Tensor]:
     """What an op's fake gives for its gradients: empty where none was wanted."""
     made = [torch.empty_like(hidden, dtype=grad_dtype(hidden, unscaled)) if wants[0] else hidden.new_empty(0)]
-    for want, x in zip(wants[1:], (weight, *others), strict=True):
+    for want, x in zip(wants[1:], (weight, *others), strict=True):  # contiguous, as `grads_for` makes them
         made.append(
-            weight.new_empty(0) if x is None or not want else torch.empty_like(x, dtype=grad_dtype(x, unscaled))
+            weight.new_empty(0) if x is None or not want else x.new_empty(x.shape, dtype=grad_dtype(x, unscaled))
         )
     return made
 

@@ -27,9 +27,10 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def recorded(what: str) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+def recorded(what: str, weight_strides: str) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     r = rollout()
-    hidden, weight = r.hidden.clone().requires_grad_(), r.weight.clone().requires_grad_()
+    weight = r.weight if weight_strides == "rows" else r.weight.T.contiguous().T
+    hidden, weight = r.hidden.clone().requires_grad_(), weight.clone().requires_grad_()
     with Recorder() as recorder:
         if what == "loss":
             out = GRPOLoss(beta=0.1)(
@@ -43,9 +44,10 @@ def recorded(what: str) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     return recorder.calls
 
 
+@pytest.mark.parametrize("weight_strides", ["rows", "columns"])
 @pytest.mark.parametrize("what", ["loss", "logprobs"])
-def test_opcheck(what: str) -> None:
-    calls = recorded(what)
+def test_opcheck(what: str, weight_strides: str) -> None:
+    calls = recorded(what, weight_strides)
     assert calls, "no op of the grpo_fast namespace was dispatched"
     for func, args, kwargs in calls:
         torch.library.opcheck(
