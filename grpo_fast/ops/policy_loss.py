@@ -117,8 +117,13 @@ def _reference_gap(o: LossOptions, logps: Tensor, rows: PolicyRows) -> Tensor:
     return rows.ref_logps - logps
 
 
+def _either(condition: Tensor, yes: float, no: float, like: Tensor) -> Tensor:
+    """torch.where of two numbers, which by itself would round them to torch's default dtype."""
+    return torch.where(condition, torch.full_like(like, yes), no)
+
+
 def _sapo_steepness(o: LossOptions, advantages: Tensor) -> Tensor:
-    return torch.where(advantages > 0, o.sapo_temperature_pos, o.sapo_temperature_neg).to(advantages.dtype)
+    return _either(advantages > 0, o.sapo_temperature_pos, o.sapo_temperature_neg, advantages)
 
 
 def _clipped_slope(o: LossOptions, ratio: Tensor, advantages: Tensor) -> Tensor:
@@ -173,6 +178,6 @@ def _vespo_phi(o: LossOptions, log_ratio: Tensor, correction_log: Tensor | None,
         total = total + _sequence_sum(correction_log, rows)
     log_w = _to_rows(total.clamp(VESPO_FLOOR, VESPO_CEIL), rows)
     positive = rows.advantages >= 0
-    k = torch.where(positive, o.vespo_k_pos, o.vespo_k_neg)
-    lam = torch.where(positive, o.vespo_lambda_pos, o.vespo_lambda_neg).clamp(min=1e-4)
+    k = _either(positive, o.vespo_k_pos, o.vespo_k_neg, log_ratio)
+    lam = _either(positive, o.vespo_lambda_pos, o.vespo_lambda_neg, log_ratio).clamp(min=1e-4)
     return (lam + k * log_w - lam * log_w.exp()).exp().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

@@ -236,3 +236,18 @@ def test_failure_7_normalisers_under_gradient_accumulation(loss_type: str) -> No
         given = run(GRPOLoss(loss_type=loss_type, gradient_accumulation_steps=4), r, num_items_in_batch=4 * total)
         for a, b in zip(given[1:], quarter[1:], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_torchs_default_dtype_changes_no_bit(loss_type: str, dtype: torch.dtype) -> None:
+    r = rollout()
+    loss_fn = GRPOLoss(loss_type=loss_type, beta=0.1, entropy_coef=0.01, top_entropy_quantile=0.7, vespo_k_pos=1.3)
+    expected = run(loss_fn, r)
+    torch.set_default_dtype(dtype)
+    try:
+        actual = run(loss_fn, r)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(actual[0].loss, expected[0].loss)
+    assert all(torch.equal(a, b) for a, b in zip(actual[1:], expected[1:], strict=True))
