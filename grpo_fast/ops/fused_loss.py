@@ -89,7 +89,12 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.save_for_backward(*(grad for grad, want in zip(output[FIRST_GRAD:WORK], ctx.wants, strict=True) if want))
 
 
-def _backward(ctx, grad_loss, *_):  # type: ignore[no-untyped-def]
+def _backward(ctx, grad_loss, *others):  # type: ignore[no-untyped-def]
+    if any(grad is not None for grad in others):
+        raise RuntimeError(
+            "GRPOLoss has no second derivative: its gradients are made in the forward pass. "
+            "For a gradient penalty or a Hessian use the loss over full logits"
+        )
     saved = iter(ctx.saved_tensors)
     grads: list[Tensor | None] = [None] * len(GRADS)
     if grad_loss is not None:

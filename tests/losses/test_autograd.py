@@ -55,6 +55,15 @@ def test_backward_twice_with_retain_graph() -> None:
         torch.testing.assert_close(actual, 3 * expected, rtol=1e-6, atol=0)
 
 
+def test_a_second_derivative_is_refused_rather_than_left_out() -> None:
+    r = rollout()
+    hidden, weight = leaves(r)
+    loss = call(r, hidden, weight).loss
+    (grad,) = torch.autograd.grad(loss, hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivative"):
+        (loss + grad.square().sum()).backward()
+
+
 def test_gradients_accumulate_over_backwards() -> None:
     r = rollout()
     hidden, weight = leaves(r)
