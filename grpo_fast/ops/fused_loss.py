@@ -56,12 +56,14 @@ def fused_loss(
         scored = select_rows(
             o, len(hidden), cu_seqlens, mask, advantages, truncated, num_items, hidden.device, coupled, compact
         )
-        rows = PolicyRows(
-            scored.advantages, scored.weights, scored.lengths, scored.tokens.clamp(min=1.0), scored.pick(old_logps),
-            scored.pick(ref_logps), scored.pick(sampler_logps),
-        )  # fmt: skip
         head_weights = HeadWeights(weight, bias, lora_a, lora_b, lora_scale, o.temperature, o.softcap or 0.0)
         head = Head(head_weights, dtype, chunk_bytes, backend)
+        old, ref, sampler = (
+            None if x is None else scored.pick(x.to(head.wide)) for x in (old_logps, ref_logps, sampler_logps)
+        )
+        rows = PolicyRows(
+            scored.advantages, scored.weights, scored.lengths, scored.tokens.clamp(min=1.0), old, ref, sampler
+        )
         sweeps = Sweeps(o, head, hidden, targets, scored, rows, entropy_coef, coupled, wants, backend)
         sweeps.run()
         loss, metrics = sweeps.results()

@@ -251,3 +251,17 @@ def test_torchs_default_dtype_changes_no_bit(loss_type: str, dtype: torch.dtype)
         torch.set_default_dtype(torch.float32)
     assert torch.equal(actual[0].loss, expected[0].loss)
     assert all(torch.equal(a, b) for a, b in zip(actual[1:], expected[1:], strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("entropy_coef", [0.0, 0.01])
+def test_log_probs_of_another_dtype_count_as_fp32(dtype: torch.dtype, entropy_coef: float) -> None:
+    r = rollout()
+    given = Rollout(r.hidden, r.weight, r.targets, r.advantages, r.mask, r.old_logps.to(dtype), r.ref_logps.to(dtype))
+    same = Rollout(
+        r.hidden, r.weight, r.targets, r.advantages, r.mask, given.old_logps.float(), given.ref_logps.float()
+    )
+    loss_fn = GRPOLoss(beta=0.1, entropy_coef=entropy_coef)
+    actual, expected = run(loss_fn, given), run(loss_fn, same)
+    assert actual[0].loss.dtype == torch.float32 and torch.equal(actual[0].loss, expected[0].loss)
+    assert all(torch.equal(a, b) for a, b in zip(actual[1:], expected[1:], strict=True))
