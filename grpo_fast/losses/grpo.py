@@ -20,7 +20,7 @@ from grpo_fast.ops.inputs import (
     shape,
     wanted_grads,
 )
-from grpo_fast.ops.layout import default_chunk_bytes
+from grpo_fast.ops.layout import chunk_budget
 from grpo_fast.types import LossOutput, Metrics
 
 
@@ -92,7 +92,7 @@ class GRPOLoss:
             flat(sampler_logps), truncated if o.mask_truncated_completions else None,
             items, self._options_json,
             self._applied_entropy_coef() * entropy_scale, lora_scale, wants, compact,
-            compute_dtype(hidden), default_chunk_bytes(hidden.device) if self.chunk_bytes is None else self.chunk_bytes,
+            compute_dtype(hidden), chunk_budget(self.chunk_bytes, hidden.device),
             self.backend,
         )  # fmt: skip
         found = Metrics(metrics.detach(), self._counts_sequences and advantages.shape == (sequences,))
@@ -131,7 +131,7 @@ class GRPOLoss:
         o = self.options
         if o.beta != 0.0 and ref_logps is None:
             raise ValueError(f"beta is {o.beta}: ref_logps are needed (log-probs of the reference policy)")
-        if o.mask_truncated_completions and (truncated is None or truncated.shape != (sequences,)):
+        if o.mask_truncated_completions and getattr(truncated, "shape", None) != (sequences,):
             got = "none" if truncated is None else shape(truncated)
             raise ValueError(f"mask_truncated_completions needs truncated [{sequences}] (bool), got {got}")
         by_sequence = o.importance_sampling_correction and o.importance_sampling_mode.startswith("sequence")
@@ -153,8 +153,9 @@ def _boundaries(targets: Tensor, cu_seqlens: Tensor | None, device: torch.device
         return torch.arange(b + 1, device=device) * t
     if targets.dim() != 1:
         raise ValueError(f"with cu_seqlens, targets must be [N] and hidden [N, H], got targets {shape(targets)}")
-    if cu_seqlens.dim() != 1 or len(cu_seqlens) < 1 or cu_seqlens.is_floating_point():
-        raise ValueError(f"cu_seqlens must be [S + 1] integers, got {shape(cu_seqlens)}")
+    integers = isinstance(cu_seqlens, Tensor) and cu_seqlens.dtype in (torch.int32, torch.int64)
+    if not integers or cu_seqlens.dim() != 1 or len(cu_seqlens) < 1:
+        raise ValueError(f"cu_seqlens must be a tensor [S + 1] of int32 or int64, got {shape(cu_seqlens)}")
     if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
         ends = cu_seqlens.tolist()
         if ends[0] != 0 or ends[-1] != len(targets) or any(b < a for a, b in itertools.pairwise(ends)):
@@ -186,9 +187,11 @@ def _items(given: Tensor | float | None) -> Tensor | None:
         return None
     if not isinstance(given, Tensor) and not given >= 0:
         raise ValueError(f"num_items_in_batch must not be negative, got {given}")
+    if isinstance(given, Tensor) and given.numel() != 1:
+        raise ValueError(f"num_items_in_batch must be one number, got {shape(given)}: sum it over the window")
     return torch.as_tensor(given, dtype=torch.float32).detach()
 
 
 def _like_targets(name: str, x: Tensor, targets: Tensor) -> None:
-    if x.shape != targets.shape:
+    if not isinstance(x, Tensor) or x.shape != targets.shape:
         raise ValueError(f"{name} must be shaped like targets {list(targets.shape)}, got {shape(x)}")

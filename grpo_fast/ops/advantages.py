@@ -80,7 +80,12 @@ def _sizes(group_sizes: int | Sequence[int] | Tensor, n: int) -> Tensor:
         if group_sizes < 1 or n % group_sizes:
             raise ValueError(f"group_sizes {group_sizes} does not divide {n} rewards into groups")
         return torch.full((n // group_sizes,), group_sizes)
-    sizes = torch.as_tensor(group_sizes, dtype=torch.int64).cpu()
+    given = torch.as_tensor(group_sizes)
+    if given.is_floating_point() and given.numel():
+        raise TypeError(f"group_sizes must be integers, got {group_sizes!r}")
+    sizes = given.long().cpu()
+    if sizes.dim() == 0:  # numpy's or a tensor's integer
+        return _sizes(int(sizes), n)
     if sizes.dim() != 1 or bool((sizes < 1).any()) or int(sizes.sum()) != n:
         raise ValueError(f"group_sizes must be positive and sum to the {n} rewards, got {sizes.tolist()}")
     return sizes

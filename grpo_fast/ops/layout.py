@@ -21,6 +21,15 @@ def default_chunk_bytes(device: torch.device) -> int:
     return CPU_CHUNK_BYTES
 
 
+def chunk_budget(chunk_bytes: int | None, device: torch.device) -> int:
+    """The bytes asked for, or the device's default."""
+    if chunk_bytes is None:
+        return default_chunk_bytes(device)
+    if not isinstance(chunk_bytes, int) or chunk_bytes < 1:
+        raise ValueError(f"chunk_bytes must be a whole number of bytes, at least 1, got {chunk_bytes!r}")
+    return chunk_bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """In which dtypes a device computes the products of a given dtype."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from grpo_fast.ops import flops
 from grpo_fast.ops.head import Chunk, Head, HeadWeights, fake_grads
 from grpo_fast.ops.inputs import Lora, check_head, compute_dtype, refuse_outside, wanted_grads
-from grpo_fast.ops.layout import Layout, default_chunk_bytes, layout
+from grpo_fast.ops.layout import Layout, chunk_budget, layout
 from grpo_fast.rowstats import RowStats
 
 WORK = 5  # among the outputs of both ops
@@ -71,7 +71,7 @@ def linear_logprobs(
     wants = wanted_grads(hidden, weight, bias, lora_a, lora_b)
     logps, entropies, *_ = torch.ops.grpo_fast.linear_logprobs(
         rows, weight, bias, lora_a, lora_b, y, lora_scale, temperature, softcap or 0.0, wants, entropy,
-        compute_dtype(hidden), default_chunk_bytes(hidden.device) if chunk_bytes is None else chunk_bytes, backend,
+        compute_dtype(hidden), chunk_budget(chunk_bytes, hidden.device), backend,
     )  # fmt: skip
     logps = logps.view(targets.shape)
     return (logps, entropies.view(targets.shape)) if entropy else logps

@@ -66,7 +66,7 @@ def select_rows(
         adv = adv[sequence]
     live = torch.ones(rows, dtype=torch.bool, device=place) if mask is None else mask.to(place) != 0
     if truncated is not None:
-        live = live & ~truncated.to(place)[sequence]
+        live = live & (truncated.to(place)[sequence] == 0)
     if on_host:
         _refuse_nan(adv, live, advantages, sequence)
     adv = torch.where(live, adv, 0.0)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from grpo_fast import GRPOLoss
+from grpo_fast import GRPOLoss, linear_logprobs
 
 B, T, H, V = 2, 3, 4, 7
 CU = torch.tensor([0, 2, 6])
@@ -53,6 +53,7 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "advantages missing": ({k: v for k, v in arguments().items() if k != "advantages"}, "advantages"),
     "mask of another shape": (arguments(mask=torch.ones(B, T + 1)), "mask"),
     "mask that is neither 0 nor 1": (arguments(mask=torch.full((B, T), 0.5)), "mask"),
+    "mask that is no tensor": (arguments(mask=[[1, 1, 1], [1, 1, 0]]), "mask"),
     "old_logps of another shape": (arguments(old_logps=torch.zeros(B)), "old_logps"),
     "old_logps of integers": (arguments(old_logps=torch.zeros(B, T, dtype=torch.long)), "old_logps"),
     "ref_logps of another shape": (arguments(ref_logps=torch.zeros(B, T, 1)), "ref_logps"),
@@ -62,6 +63,7 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "lora that does not chain": (arguments(lora=(torch.zeros(2, H), torch.zeros(V, 3), 1.0)), "lora"),
     "lora without a scaling": (arguments(lora=(torch.zeros(2, H), torch.zeros(V, 2))), "lora"),
     "num_items_in_batch below 0": (arguments(num_items_in_batch=-3), "num_items_in_batch"),
+    "num_items_in_batch of every rank": (arguments(num_items_in_batch=torch.tensor([6, 6])), "num_items_in_batch.*2"),
     "hidden on another device": (arguments(hidden=torch.zeros(B, T, H, device="meta")), "hidden.*meta"),
     "old_logps on another device": (arguments(old_logps=torch.zeros(B, T, device="meta")), "old_logps.*meta"),
     "packed without cu_seqlens": ({k: v for k, v in packed().items() if k != "cu_seqlens"}, "cu_seqlens"),
@@ -70,6 +72,8 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "cu_seqlens that starts late": (packed(cu_seqlens=torch.tensor([1, 2, 6])), "cu_seqlens"),
     "cu_seqlens that goes back": (packed(cu_seqlens=torch.tensor([0, 7, 6])), "cu_seqlens"),
     "cu_seqlens of floats": (packed(cu_seqlens=CU.float()), "cu_seqlens"),
+    "cu_seqlens that is no tensor": (packed(cu_seqlens=[0, 2, 6]), "cu_seqlens"),
+    "cu_seqlens of int16": (packed(cu_seqlens=CU.short()), "cu_seqlens.*int16"),
     "packed advantages of another length": (packed(advantages=torch.ones(3)), "advantages"),
     "unknown argument": (arguments(old_logprobs=None), "old_logprobs|old_logps"),
 }  # fmt: skip
@@ -142,3 +146,21 @@ def test_vespo_with_a_sequence_level_sampler_correction_is_refused() -> None:
         GRPOLoss(loss_type="vespo", importance_sampling_mode="sequence_mask")(
             **arguments(), sampler_logps=torch.zeros(B, T)
         )
+
+
+@pytest.mark.parametrize("chunk_bytes", [1e9, 0, -1, "64MB"])
+def test_chunk_bytes_are_whole_bytes(chunk_bytes: Any) -> None:
+    good = arguments()
+    with pytest.raises(ValueError, match="chunk_bytes"):
+        GRPOLoss(beta=0.1, chunk_bytes=chunk_bytes)(**good)
+    with pytest.raises(ValueError, match="chunk_bytes"):
+        linear_logprobs(good["hidden"], good["weight"], good["targets"], chunk_bytes=chunk_bytes)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
+def test_truncated_of_any_dtype_but_one_per_sequence(dtype: torch.dtype) -> None:
+    loss_fn = GRPOLoss(beta=0.1, mask_truncated_completions=True)
+    assert loss_fn(**arguments(truncated=torch.tensor([0, 1], dtype=dtype))).scored.sum() == T
+    for wrong in (None, [False, True], torch.zeros(B, T, dtype=dtype)):
+        with pytest.raises(ValueError, match=rf"truncated \[{B}\]"):
+            loss_fn(**arguments(truncated=wrong))

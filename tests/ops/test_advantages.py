@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,6 +38,12 @@ def test_equals_the_definition(scale: str, sizes: list[int], epsilon: float) -> 
     actual = group_advantages(rewards, group_sizes=sizes, scale=scale, epsilon=epsilon)
     assert actual.dtype == torch.float32
     torch.testing.assert_close(actual.double(), expected, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("size", [np.int64(8), torch.tensor(8), torch.tensor(8, dtype=torch.int32)])
+def test_one_size_may_be_anyones_integer(size: Any) -> None:
+    rewards = torch.rand(24)
+    assert torch.equal(group_advantages(rewards, group_sizes=size), group_advantages(rewards, group_sizes=8))
 
 
 def test_one_size_means_equal_groups() -> None:
@@ -143,6 +152,9 @@ def test_nan_in_one_of_several_rewards_is_refused_with_its_index() -> None:
         (torch.zeros(8), {"group_sizes": [8, 0]}, "group_sizes"),
         (torch.zeros(8), {"group_sizes": [9, -1]}, "group_sizes"),
         (torch.zeros(8), {"group_sizes": 0}, "group_sizes"),
+        (torch.zeros(8), {"group_sizes": 4.5}, "group_sizes"),
+        (torch.zeros(8), {"group_sizes": [3.7, 5.2]}, "group_sizes"),
+        (torch.zeros(9), {"group_sizes": torch.tensor(4)}, "group_sizes 4 does not divide 9"),
         (torch.zeros(2, 2, 2), {"group_sizes": 2}, "rewards"),
         (torch.zeros(8), {"group_sizes": 4, "scale": "groups"}, "scale"),
         (torch.zeros(8), {"group_sizes": 4, "epsilon": -1.0}, "epsilon"),
