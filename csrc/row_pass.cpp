@@ -137,7 +137,7 @@ INLINE void stats_row(float* z, int64_t v, int64_t y, Scale k, RowStats out, int
   sum_span<Capped, Write>(z + y + 1, v - y - 1, top, k, &others);
 
   // a confident token's 1 - p lives in others.e alone: log1p keeps it, log(1 + others.e) would not
-  const double d_y = is_top ? 0. : ((double)z_y - top) * k.inv_temp;
+  const double d_y = is_top ? (double)top - top : ((double)z_y - top) * k.inv_temp;  // NaN where the top is infinite
   const double e_y = exp(d_y), s = others.e + e_y, log_s = is_top ? log1p(others.e) : log(s);
   out.logp[i] = (float)(d_y - log_s);
   out.entropy[i] = (float)(log_s - (others.ed + (e_y > 0 ? e_y * d_y : e_y)) / s);

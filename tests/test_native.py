@@ -188,16 +188,19 @@ def test_nan_in_a_scored_row_is_never_hidden(where: int, inv_temp: float, softca
 @needs_native
 def test_infinite_logits_as_in_log_softmax() -> None:
     inf = float("inf")
-    z = torch.tensor([[0.0, -inf, 1.0], [-inf, 0.0, 1.0], [0.0, inf, 1.0], [-inf, -inf, -inf], [1.0, -3e38, 3e38]])
-    y = torch.tensor([0, 0, 0, 0, 2])
+    z = torch.tensor(
+        [[0.0, -inf, 1.0], [-inf, 0.0, 1.0], [0.0, inf, 1.0], [-inf, -inf, -inf], [1.0, -3e38, 3e38], [0.0, inf, 1.0]]
+    )
+    y = torch.tensor([0, 0, 0, 0, 2, 1])
     unit, grad = z.clone(), z.clone()
     stats = native.exp_rows(unit, y, 1.0, 0.0)
     torch.testing.assert_close(
         stats.logp, torch.log_softmax(z, -1).gather(1, y[:, None])[:, 0], equal_nan=True, rtol=1e-6, atol=1e-7
     )
-    native.grad_rows(grad, y, stats, torch.ones(5), torch.ones(5), 1.0, 0.0)
+    native.grad_rows(grad, y, stats, torch.ones(6), torch.ones(6), 1.0, 0.0)
     assert unit[0, 1] == 0 and grad[0, 1] == 0  # a banned token gets no gradient
     assert stats.entropy[[0, 1, 4]].isfinite().all() and grad[0].isfinite().all()
+    assert stats.entropy[5].isnan() and grad[5].isnan().any()
 
 
 @needs_native
