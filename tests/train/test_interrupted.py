@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
@@ -17,7 +14,7 @@ from train.small import SMALL
 from grpo_fast.cli import parser
 from grpo_fast.rollout import RolloutStats
 from grpo_fast.train import flags, program
-from grpo_fast.train.interrupts import Interrupted, Interrupts, interrupts
+from grpo_fast.train.interrupts import Interrupted, Interrupts
 from grpo_fast.train.view import Lines
 
 # one early look ends the warm start; two looks follow in GRPO
@@ -99,22 +96,3 @@ def test_a_second_ctrl_c_in_an_update_saves_no_half_step(asked: Interrupts, tmp_
     assert "goes on" in second.out.getvalue()
     run(tmp_path / "cut", nothing, *halves)
     assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "straight")
-
-
-def test_the_first_ctrl_c_is_answered_and_the_second_does_not_wait() -> None:
-    said: list[str] = []
-    with interrupts(said.append) as state:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert state.asked and len(said) == 1 and "Ctrl-C again" in said[0]
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
-
-
-def test_a_signal_in_the_middle_of_a_line() -> None:
-    def busy(_: str) -> None:
-        raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stdout>'>")
-
-    with interrupts(busy) as state:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert state.asked
