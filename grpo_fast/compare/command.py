@@ -65,6 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     from grpo_fast.compare.plan import STAGES, plan
     from grpo_fast.compare.result import parts
     from grpo_fast.errors import BadSettings
+    from grpo_fast.evaluate.sources import open_sources
     from grpo_fast.matrix.study import identity, study
     from grpo_fast.matrix.watch import say, watching
     from grpo_fast.matrix.workers import usual_count, workers
@@ -81,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise BadSettings(f"{name} must be at least 0, got {value}")
     if len(set(arguments.seeds)) < len(arguments.seeds) or min(arguments.seeds) < 0:
         raise BadSettings("--seeds: give each once, and none below 0")
+    open_sources(arguments.benchmarks)  # what is not there is better said before hours of training
     # Seeds, benchmarks and samples may change later: what was trained still holds.
     known = {"held_out_combinations": combinations, "equal": arguments.equal}
     with study(folder, identity(settings, study="compare", **known), say) as lock:

@@ -13,7 +13,7 @@ from matrix.matrix_lab import run
 
 from grpo_fast.data import open_data
 from grpo_fast.data.phantom import write
-from grpo_fast.errors import BadSettings
+from grpo_fast.errors import BadData, BadSettings
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +115,10 @@ def test_another_budget_needs_another_folder(folder: Path, flags: list[str]) -> 
 def test_mistakes_are_named(given: list[str], said: str, flags: list[str], tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match=said):
         run("compare", *flags[:-2], "--output", str(tmp_path / "study"), *given)
+
+
+def test_a_benchmark_that_is_not_there_is_named_before_any_training(flags: list[str], tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    with pytest.raises(BadData, match=r"slake:.*there is no such folder"):
+        run("compare", *flags[:-2], "--output", str(study), "--benchmarks", f"slake:{tmp_path / 'nowhere'}")
+    assert not study.exists()
