@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from grpo_fast.data.context import CONTEXT_COLUMNS, worded
@@ -23,6 +24,7 @@ TAGS = re.compile(f"({IMAGE_TAG}|{VIDEO_TAG})")
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 IMAGE_COLUMNS = ("image", "images")
 VIDEO_COLUMNS = ("video", "videos")
+OPTION_COLUMNS = ("options", "choices")
 Turn = tuple[str, str]  # role, text with <image> and <video> tags
 Part = dict[str, Any]
 
@@ -109,6 +111,7 @@ class Record:
         last_role, question = turns[-1]
         if last_role != "user" or not TAGS.sub("", question).strip():
             raise self.bad("the question is empty")
+        turns = [*turns[:-1], (last_role, question + self._options(question, answer))]
         groups = [loaders(reference, self.folder, self.place) for reference in references]
         images = tuple(image for group in groups for image in group)
         clips = tuple(video(reference, self.folder, self.place) for reference in videos)
@@ -146,6 +149,20 @@ class Record:
             answer=answer,
             meta=self._meta(images, clips, context, response, reward_method),
         )
+
+    def _options(self, question: str, answer: str) -> str:
+        """Options in a column of their own, where the answer is the letter of one and the question lacks them."""
+        given = next((found for name in OPTION_COLUMNS if (found := self.columns.get(name)) is not None), None)
+        if isinstance(given, list):
+            given = dict(zip(ascii_uppercase, given, strict=False))
+        if not isinstance(given, Mapping):
+            return ""
+        options = {str(letter).upper(): text for letter, text in given.items() if text is not None}
+        known = answer.strip("()[]. ").upper() in options and all(isinstance(text, str) for text in options.values())
+        if not known or all(text in question for text in options.values()):
+            return ""
+        lettered = all(text[:1] == letter and text[1:2] in (".", ")", ":") for letter, text in options.items())
+        return "".join(f"\n{text}" if lettered else f"\n{letter}) {text}" for letter, text in options.items())
 
     def _context(self) -> str:
         given = {name: self.columns[name] for name in CONTEXT_COLUMNS if self.columns.get(name) not in (None, "", [])}

@@ -208,6 +208,42 @@ def test_vlm_r1_yaml(tmp_path: Path) -> None:
     assert str(data[0].images[0].path) == str(tmp_path / "refs/Images/0.png")  # beside its own file
 
 
+@pytest.mark.parametrize("column", ["options", "choices"])
+@pytest.mark.parametrize("given", [{"A": "CT", "B": "MRI", "C": None}, {"a": "CT", "b": "MRI"}, ["CT", "MRI"]])
+def test_options_of_a_column_are_shown_where_the_answer_is_their_letter(column: str, given: Any) -> None:
+    """Without them, B says nothing to the model."""
+    asked = {"problem": "<image>Which modality?", "images": ["a.png"], column: given}
+    lines = [
+        {**asked, "answer": "B"},
+        {**asked, "answer": "B", "problem": "<image>Which modality? A) CT, B) MRI"},
+        {**asked, "answer": "MRI"},  # open-ended on purpose
+        {**asked, "answer": "E"},
+    ]
+    texts = [sample.messages[0]["content"][1]["text"] for sample in open_data([lines])]
+    assert texts == [
+        "Which modality?\nA) CT\nB) MRI", "Which modality? A) CT, B) MRI", "Which modality?", "Which modality?",
+    ]  # fmt: skip
+    solved = {"problem": "Which?", "solution": "<answer> b </answer>", column: given}
+    turns = {"conversations": vlm_r1(question="Which?", answer="(A)")["conversations"], column: given}
+    for record in (solved, turns):
+        (sample,) = open_data([[record]])
+        assert sample.messages[0]["content"] == [{"type": "text", "text": "Which?\nA) CT\nB) MRI"}]
+
+
+def test_options_that_bring_their_letters() -> None:
+    (sample,) = open_data([[{"problem": "Which?", "answer": "A", "options": ["A. CT", "B. MRI"]}]])
+    assert sample.messages[0]["content"] == [{"type": "text", "text": "Which?\nA. CT\nB. MRI"}]
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["A) CT B) MRI", [], {}, {"A": 1}, [{"A": "CT"}], ["CT", 3], {"first": "CT"}, np.array(["CT"]), None],
+)
+def test_options_of_another_kind_are_left_alone(given: Any) -> None:
+    (sample,) = open_data([[{"problem": "Which?", "answer": "A", "options": given}]])
+    assert sample.messages[0]["content"] == [{"type": "text", "text": "Which?"}]
+
+
 def test_several_files_and_folders(tmp_path: Path) -> None:
     save(tmp_path / "x/Images/0.png", 1), save(tmp_path / "y/Images/0.png", 2)
     lines = str(write_lines(tmp_path / "a.jsonl", [vlm_r1("Images/0.png")]))
