@@ -111,7 +111,8 @@ def _format(source: Source) -> Format:
         try:
             columns = source.record(index)
         except BadData as error:
-            first = first or error
+            hint = "; a file is one JSON array, or one object a line" if isinstance(source, JSONLines) else ""
+            first = first or BadData(f"{error}{hint}")
             continue
         if not isinstance(columns, Mapping):
             what = f"the record is of type {type(columns).__name__}, not an object with columns"

@@ -351,6 +351,10 @@ WHOLE_FILES = {
     "git lfs pointer": (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
     "unknown columns": (b'{"prompt": "x", "gold": 1}\n', r":1: the columns prompt, gold are of no known format"),
     "nothing readable": (b"{\n}\n", ":1: the JSON is cut off"),
+    "one object over several lines": (
+        json.dumps({"data": [med_r1()]}, indent=1).encode(),
+        ":1: the JSON is cut off.*; a file is one JSON array, or one object a line",
+    ),
     "cut Parquet": (b"PAR1rest", "is no readable Parquet file"),
     "text after an array": (b"[{}]\n[{}]", ":2: text after the array's closing bracket"),
     "two commas": (b'[{"problem": "x", "solution": 1},,{}]', None),
