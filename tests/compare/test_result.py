@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from statistics import stdev
 
@@ -56,6 +57,15 @@ def test_shares_and_their_spread() -> None:
     assert sft.spread == pytest.approx(stdev([0.2, 0.4])) and sft.mean == pytest.approx(0.3)
     assert found[SEEN, "", SFT].correct == 12 + 12 and found[SEEN, "", SFT].n == 30
     assert found[HELD_OUT, "ct", BASELINE].correct == 7 and found[HELD_OUT, "b", BASELINE].seeds == {0: 0.4, 1: 0.3}
+
+
+def test_what_could_not_be_asked_is_in_no_share() -> None:
+    found = answers()
+    own = found[0, RL][HELD_OUT]
+    assert own[0].strict
+    own[0] = replace(own[0], skipped="no picture")
+    (rl,) = (one for one in lines(parts(found, LEFT_OUT)) if (one.part, one.group, one.stage) == (HELD_OUT, "", RL))
+    assert (rl.n, rl.correct, rl.seeds) == (39, 35, {0: 17 / 19, 1: 0.9})
 
 
 def test_differences_are_paired_and_later_minus_earlier() -> None:

@@ -117,6 +117,17 @@ def test_pictures_and_the_terminal(tmp_path: Path) -> None:
     assert "75.0" in shown and "–" in shown and "questions" in shown
 
 
+def test_eight_columns_fit_the_terminal() -> None:
+    from rich.console import Console
+
+    names = [f"modality-of-length-{number}" for number in range(8)]
+    asked = [Answer(place=0, id="a", question="?", gold="A", modality=names[0], strict=True)]
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(rich_table(matrix("t", "modality", names, dict.fromkeys(names, asked), {})))
+    shown = console.export_text()
+    assert shown.count("100.0") == 8 + 8 + 7 + 3  # whole, in the first column, "all" and "others", and in the last line
+
+
 def test_the_report_page_draws_it(tmp_path: Path) -> None:
     from grpo_fast.report.folder import read_folders
     from grpo_fast.report.tables import matrix_map
