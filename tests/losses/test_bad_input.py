@@ -71,6 +71,7 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "cu_seqlens that ends early": (packed(cu_seqlens=torch.tensor([0, 2, 5])), "cu_seqlens"),
     "cu_seqlens that starts late": (packed(cu_seqlens=torch.tensor([1, 2, 6])), "cu_seqlens"),
     "cu_seqlens that goes back": (packed(cu_seqlens=torch.tensor([0, 7, 6])), "cu_seqlens"),
+    "cu_seqlens of nothing": (packed(cu_seqlens=torch.zeros(0, dtype=torch.long)), "cu_seqlens"),
     "cu_seqlens of floats": (packed(cu_seqlens=CU.float()), "cu_seqlens"),
     "cu_seqlens that is no tensor": (packed(cu_seqlens=[0, 2, 6]), "cu_seqlens"),
     "cu_seqlens of int16": (packed(cu_seqlens=CU.short()), "cu_seqlens.*int16"),
