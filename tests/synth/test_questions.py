@@ -78,6 +78,7 @@ def test_the_seed_decides() -> None:
         ("No finding", "Normal", True),
         ("Grade II", "grade 2", True),
         ("Nodule", "Lung nodule", True),
+        ("Rib fracture", "Fracture of the ribs", True),
         ("Lesion (benign)", "benign", True),
         ("Melanoma", "No melanoma", False),
         ("Non-proliferative retinopathy", "Proliferative retinopathy", False),
