@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from measure import import_package
 
     import_package()
-    parts = {name: importlib.import_module(name) for name in PARTS if (HERE / f"{name}.py").exists()}
+    parts = {name: importlib.import_module(name) for name in PARTS}
     parser = _parser(parts)
     everything = not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help"))
     if everything:
@@ -114,10 +114,7 @@ def _folder(args: argparse.Namespace) -> Path | None:
 
 def _report(part: str, module: ModuleType, result: dict[str, Any], args: argparse.Namespace) -> None:
     if not args.json:
-        if hasattr(module, "show"):
-            module.show(result)
-        else:
-            print(json.dumps(result, indent=1))
+        module.show(result)
     out = _folder(args)
     if out is None:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -90,6 +91,15 @@ def test_usage_errors() -> None:
     *said, rest = done.stderr.split("ended with 2\n")
     assert len(said) == len(complaints) and not rest.strip()
     assert all(complaint in one for complaint, one in zip(complaints.values(), said, strict=True))
+
+
+def test_the_parts_that_are_named_can_be_run(bench: Any) -> None:
+    parts = bench("throughput").PARTS
+    assert [name for name in parts if (BENCHMARKS / f"{name}.py").is_file()] == list(parts)
+    for page in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        named = re.findall(r"benchmarks/throughput\.py \[?([a-z|]+)", text)
+        assert {name for one in named for name in one.split("|")} == set(parts), page
 
 
 # 24 = 8 sequences of 3; 13 is prime: one sequence, whose advantage half_zero must not empty
