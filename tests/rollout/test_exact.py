@@ -11,6 +11,7 @@ from rollout_lab import ROW_BYTES, hf_greedy, mixed_prompts, trainer_error
 
 from grpo_fast.policy import GRPOPolicy, Packer
 from grpo_fast.rollout import Engine, SamplingParams, static
+from grpo_fast.rollout.engine import free_on_gpu
 
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
@@ -84,6 +85,17 @@ def test_logps_are_the_trainers(kind: str, options: dict[str, float]) -> None:
         mixed_prompts(policy.model, 6), 3, SamplingParams(max_tokens=14, seed=5, **options)
     )
     assert trainer_error(policy, groups, options.get("temperature", 1.0)) < 1e-5
+
+
+@pytest.mark.gpu
+def test_memory_that_a_step_left_to_torch_is_free() -> None:
+    """The update's activations stay reserved; without them the second rollout's budget would be a fraction."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    before = free_on_gpu(device)
+    activations = torch.empty(1 << 30, dtype=torch.uint8, device=device)
+    assert before - free_on_gpu(device) >= 1 << 30
+    del activations
+    assert abs(free_on_gpu(device) - before) < 1 << 26
 
 
 @pytest.mark.parametrize("merge", [False, True])
