@@ -87,7 +87,7 @@ def chunk_rows(form: Any, case: Case, budget: int) -> int:
 
 def bytes_for(form: Any, case: Case, rows: int) -> int:
     """The least byte budget whose chunks hold that many rows."""
-    return bisect.bisect_left(range(1 << 40), rows, key=lambda budget: chunk_rows(form, case, budget))
+    return bisect.bisect_left(range(1 << 40), rows, lo=1, key=lambda budget: chunk_rows(form, case, budget))
 
 
 def gradients(inputs: Inputs, **options: Any) -> Result:
