@@ -189,7 +189,8 @@ def _figures(update: Any, groups: Any) -> list[float]:
     """The loss, and the norm of every parameter's gradient."""
     update.policy.features.clear()
     loss = update(groups).metrics["loss"]
-    norms = [p.grad.norm() for p in update.policy.parameters() if p.grad is not None]
+    # in fp64: a CPU adds a norm up in fp32 so plainly that a large tensor and its two halves differ by 1e-4
+    norms = [p.grad.double().norm() for p in update.policy.parameters() if p.grad is not None]
     return [loss, *(float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm) for norm in norms)]
 
 
