@@ -151,21 +151,18 @@ class Head:
             self._mm(hidden, w.t(), z[:, part])
         if lora is not None:
             u = self._lora_in(hidden) * self.weights.lora_scale
-            self._mm(u, self._cast(self.weights.lora_b).t(), z, accumulate=True)
+            self._mm(u, self.cast(self.weights.lora_b).t(), z, accumulate=True)
         if self.weights.bias is not None:
             z += self.weights.bias
         return z[:n]
 
-    def _cast(self, x: Tensor | None) -> Tensor:
+    def cast(self, x: Tensor | None) -> Tensor:
+        """In the dtype of the products."""
         assert x is not None
         return x.to(self.dtype).to(self.wide) if self.layout.widen else x.to(self.dtype)
 
-    def hidden(self, rows: Tensor) -> Tensor:
-        """Hidden rows in the dtype of the products."""
-        return self._cast(rows)
-
     def _lora_in(self, hidden: Tensor) -> Tensor:
-        return self._product(hidden, self._cast(self.weights.lora_a).t())
+        return self._product(hidden, self.cast(self.weights.lora_a).t())
 
     def stats(self, hidden: Tensor, targets: Tensor, expected: Tensor | None = None) -> RowStats:
         """GEMM 1 without a trace: for scoring alone. `expected` log-probs, where known, steer the exponent's range."""
@@ -233,8 +230,8 @@ class Head:
             self._mm(e[:, part], w, out, accumulate=not first)
             first = False
         if self.weights.lora_a is not None:
-            back = self._product(e, self._cast(self.weights.lora_b)) * self.weights.lora_scale
-            self._mm(back, self._cast(self.weights.lora_a), out, accumulate=True)
+            back = self._product(e, self.cast(self.weights.lora_b)) * self.weights.lora_scale
+            self._mm(back, self.cast(self.weights.lora_a), out, accumulate=True)
         return out
 
     def add_grads(self, chunk: Chunk, hidden: Tensor, v: Tensor | None, grads: HeadGrads, first: bool) -> None:
@@ -250,7 +247,7 @@ class Head:
         if grads.lora_b is not None:
             self._add_product(e.t(), self._lora_in(x) * scale, grads.lora_b, first)
         if grads.lora_a is not None:
-            self._add_product((self._product(e, self._cast(self.weights.lora_b)) * scale).t(), x, grads.lora_a, first)
+            self._add_product((self._product(e, self.cast(self.weights.lora_b)) * scale).t(), x, grads.lora_a, first)
 
     def grads_for(self, rows: int, wants: list[bool], unscaled: bool = False) -> HeadGrads:
         """Buffers for the gradients that are wanted: several chunks accumulate in fp32, no rows at all give zeros."""

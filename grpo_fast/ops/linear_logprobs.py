@@ -114,7 +114,7 @@ def _forward(
         unit = torch.empty_like(hidden) if keeps_unit else hidden.new_empty(0)
         kept = hidden.new_empty(0)
         for rows in head.chunks(len(hidden)):
-            h, y = head.hidden(hidden[rows]), targets[rows]
+            h, y = head.cast(hidden[rows]), targets[rows]
             if keeps_rows or keeps_unit:
                 chunk = head.score(h, y, unit=keeps_unit, exact_entropy=entropy_wanted)
                 stats = chunk.stats
@@ -173,7 +173,7 @@ def _backward_op(
             grad_hidden = (grad[:, None] * unit).to(hidden.dtype)
         grads = head.grads_for(len(hidden), wants[1:])
         for at, rows in enumerate(head.chunks(len(hidden)) if any(wants[1:]) or not use_unit else ()):
-            h, y, g, v = head.hidden(hidden[rows]), targets[rows], grad[rows], None
+            h, y, g, v = head.cast(hidden[rows]), targets[rows], grad[rows], None
             unit_wanted = wants[0] and not use_unit
             if grad_entropy is not None:
                 raw = head.score(h, y, raw=True, unit=unit_wanted)

@@ -99,7 +99,7 @@ class Sweeps:
     def _hidden_rows(self, span: Span) -> Tensor:
         index = self.scored.index
         rows = self.hidden[span.rows] if index is None else self.hidden.index_select(0, index[span.rows])
-        return self.head.hidden(rows)
+        return self.head.cast(rows)
 
     def _policy(self, span: Span) -> Tensor:
         """dL/dlogp of these rows; fills their share of the terms."""

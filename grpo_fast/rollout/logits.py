@@ -30,4 +30,4 @@ class LogitsHead:
         if self._head is None or self._head.dtype != dtype:
             self._head = Head(self.weights, dtype, self.chunk_bytes, "auto")
         with torch.autocast(hidden.device.type, enabled=False):
-            return self._head.logits(self._head.hidden(hidden))
+            return self._head.logits(self._head.cast(hidden))

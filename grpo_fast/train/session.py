@@ -31,6 +31,7 @@ from grpo_fast.train.state import Position
 from grpo_fast.train.view import View
 
 CHECKPOINTS = "checkpoints"
+RATES = ("completions_per_second", "tokens_per_second")
 CASES_SHOWN = 8  # questions of an evaluation between two steps that are written down
 
 
@@ -106,12 +107,11 @@ class Session:
         self.note_skipped(self.held_out.skipped)
         return values["accuracy"]
 
-    def throughput(self, name: str) -> float | None:
-        """Median over the run's steps, on the first rank."""
-        if self.folder is None:
-            return None
-        found = [row[name] for row in rows(self.path / TIMING) if row.get(name) is not None]
-        return median(found) if found else None
+    def rates(self) -> dict[str, float | None]:
+        """Medians over the run's steps, on the first rank."""
+        written = [] if self.folder is None else list(rows(self.path / TIMING))
+        found = {name: [row[name] for row in written if row.get(name) is not None] for name in RATES}
+        return {name: median(values) if values else None for name, values in found.items()}
 
     def seconds(self) -> float:
         """Since the run began, without the time between an interruption and going on."""

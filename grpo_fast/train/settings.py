@@ -188,10 +188,10 @@ class Settings:
             value = getattr(getattr(self, section), name)
             if value is not None and not low <= value < math.inf:
                 raise BadSettings(f"{name} must be at least {low}{' and finite' * (value == math.inf)}, got {value}")
-        for section, name, low, high in BETWEEN:
+        for section, name, high in AT_MOST:
             value = getattr(getattr(self, section), name)
-            if not low <= value <= high:
-                raise BadSettings(f"{name} must lie between {low} and {high}, got {value}")
+            if value > high:
+                raise BadSettings(f"{name} must be at most {high}, got {value}")
         for name, value in (("adam_beta1", self.optim.adam_beta1), ("adam_beta2", self.optim.adam_beta2)):
             if not 0 <= value < 1:
                 raise BadSettings(f"{name} must be at least 0 and below 1, got {value}")
@@ -230,9 +230,11 @@ AT_LEAST = (
     ("optim", "learning_rate", 0),
     ("optim", "token_budget", 1),
     ("optim", "lr_warmup", 0),
+    ("optim", "lr_floor", 0),
     ("optim", "weight_decay", 0),
     ("optim", "adam_epsilon", 0),
     ("warm_start", "warm_start_samples", 0),
+    ("warm_start", "warm_start_until", 0),
     ("warm_start", "sft_steps", 0),
     ("warm_start", "sft_epochs", 0),
     ("warm_start", "sft_learning_rate", 0),
@@ -249,10 +251,10 @@ AT_LEAST = (
     ("model", "lora_rank", 0),
     ("rewards", "reward_workers", 0),
 )
-BETWEEN = (
-    ("optim", "lr_floor", 0, 1),
-    ("warm_start", "warm_start_until", 0, 1),
-    ("run", "seed", 0, 2**32 - 1),  # numpy takes no other
+AT_MOST = (
+    ("optim", "lr_floor", 1),
+    ("warm_start", "warm_start_until", 1),
+    ("run", "seed", 2**32 - 1),  # numpy takes no larger one
 )
 
 
